@@ -1,0 +1,184 @@
+//! The command line: a table of contents of what the program does from start to exit.
+
+use crate::config::{self, Config, Mistakes};
+use crate::destination::Destination;
+use crate::environment::Environment;
+use crate::metrics::Metrics;
+use crate::nats::{self, Link};
+use crate::publisher::Publisher;
+use crate::relay::Relay;
+use crate::serve::{self, Readiness};
+use crate::source::Source;
+use crate::webhook::Webhook;
+use crate::{intake, log};
+use anyhow::{Context, bail};
+use clap::Command;
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{error, info, warn};
+
+/// The exit code for a wrong configuration (`EX_USAGE` of sysexits.h).
+const EX_USAGE: u8 = 64;
+
+/// Runs the program with the arguments of a command line.
+pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let matches = match command_line().try_get_matches_from(arguments) {
+        Ok(matches) => matches,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { EX_USAGE } else { 0 });
+        }
+    };
+    let (config, unknown) = match configuration() {
+        Ok(configuration) => configuration,
+        Err(mistakes) => {
+            eprintln!("nats-webhook-relay: {mistakes}");
+            return ExitCode::from(EX_USAGE);
+        }
+    };
+    log::start(&config.log);
+    unknown.iter().for_each(|variable| warn!(variable, "unknown variable"));
+
+    // One thread: what it does per message is short, waking other threads would cost more than
+    // they would gain, and the order of events from NATS is kept (see `nats`).
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = runtime.context("cannot start the runtime").and_then(|runtime| {
+        let result = runtime.block_on(async {
+            match matches.subcommand_name() {
+                Some("check") => check(&config).await,
+                _ => run(&config).await,
+            }
+        });
+        // Name look-ups may still block threads; nothing is owed to them.
+        runtime.shutdown_background();
+        result
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!(error = format!("{error:#}"), "ended with an error");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn command_line() -> Command {
+    Command::new("nats-webhook-relay")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("POSTs NATS messages to a webhook and republishes each one only after the webhook has accepted it.")
+        .after_help(config::help())
+        .subcommand(
+            Command::new("check").about("Validates the configuration, connects to NATS, prints what would be relayed where, and exits"),
+        )
+}
+
+fn configuration() -> Result<(Config, Vec<String>), Mistakes> {
+    let environment = Environment::load(Path::new("."))?;
+    let unknown = config::unknown(&environment);
+    match Config::from_environment(&environment) {
+        Ok(config) => Ok((config, unknown)),
+        Err(mistakes) => Err(mistakes.and(unknown)),
+    }
+}
+
+/// Relays until SIGTERM or SIGINT.
+async fn run(config: &Config) -> anyhow::Result<()> {
+    let stop = stop_signal()?;
+    tokio::pin!(stop);
+    let metrics = Metrics::default();
+    let readiness = Readiness::default();
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        from = config.listen.wildcard(),
+        to = destinations(config),
+        relayed = config.relayed.wildcard(),
+        "starting"
+    );
+    if let Some(address) = config.http_listen {
+        serve::start(address, metrics.clone(), readiness.clone()).await?;
+    }
+    let webhook = Webhook::new(&config.webhook, &metrics)?;
+    let (link, publisher, source) = tokio::select! {
+        connected = connect(config, &metrics) => connected?,
+        () = &mut stop => {
+            info!("stopped before NATS could be reached");
+            return Ok(());
+        }
+    };
+    let ready = {
+        let (link, wildcard) = (link.clone(), config.listen.wildcard());
+        move || Source::is_active(&link, &wildcard)
+    };
+    let _ = readiness.set(Box::new(ready));
+    info!(from = config.listen.wildcard(), server = link.client.server_info().version, "ready");
+
+    let relay = Arc::new(Relay::new(config, webhook, publisher, &link, &metrics));
+    intake::run(config, source, &relay, &metrics, stop).await
+}
+
+/// Connects and subscribes, and finds out whether the user may do what relaying needs.
+async fn connect(config: &Config, metrics: &Metrics) -> anyhow::Result<(Link, Publisher, Source)> {
+    let link = nats::connect(&config.nats, metrics).await?;
+    let publisher = Publisher::open(link.clone(), metrics).await?;
+    for prefix in [Some(&config.relayed), config.failed.as_ref()].into_iter().flatten() {
+        if !publisher.may_publish(prefix).await {
+            bail!("the NATS user may not publish on {}: grant it to the user", prefix.wildcard());
+        }
+    }
+    let source = Source::open(config, &link, &publisher).await?;
+    Ok((link, publisher, source))
+}
+
+/// Tries everything that can be tried without relaying anything.
+#[allow(clippy::print_stdout, reason = "this is what the command is for")]
+async fn check(config: &Config) -> anyhow::Result<()> {
+    let metrics = Metrics::default();
+    Webhook::new(&config.webhook, &metrics)?;
+    let link = nats::connect_or_fail(&config.nats, &metrics).await?;
+    println!("NATS: connected to nats-server {}", link.client.server_info().version);
+    drop(link);
+    connect(config, &metrics).await?;
+    let group = config.nats.queue_group.as_ref().map(|group| format!(" (queue group {group})"));
+    println!("listens on    {}{}", config.listen.wildcard(), group.unwrap_or_default());
+    for destination in &config.webhook.destinations {
+        println!("calls         {destination}");
+    }
+    println!("republishes   {}", config.relayed.wildcard());
+    match &config.failed {
+        Some(failed) => println!("on failure    {}", failed.wildcard()),
+        None => println!("on failure    logs an error (NATS_FAILED_SUBJECT_PREFIX is not set)"),
+    }
+    println!("\nfor example   {}\n          ->  {}", config.listen.subject("article.42"), config.relayed.subject("article.42"));
+    Ok(())
+}
+
+fn destinations(config: &Config) -> String {
+    config.webhook.destinations.iter().map(Destination::to_string).collect::<Vec<_>>().join(" ")
+}
+
+/// Resolves at the first SIGTERM or SIGINT. The second one ends the process at once.
+fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let (first, stop) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        let mut first = Some(first);
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            match first.take() {
+                Some(first) => drop(first.send(())),
+                None => {
+                    error!("stopped at once by a second signal; messages in work are not relayed");
+                    std::process::exit(1);
+                }
+            }
+        }
+    });
+    Ok(async move { drop(stop.await) })
+}

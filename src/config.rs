@@ -1,0 +1,546 @@
+//! Every environment variable: its name, default and meaning in one table, and its way into
+//! a typed [`Config`].
+//!
+//! All mistakes are found in one pass and reported together, each naming its variable and what
+//! is expected. The value of a variable marked secret is never part of a report.
+
+use crate::destination::Destination;
+use crate::environment::Environment;
+use crate::headers;
+use crate::secret::Secret;
+use crate::subject::Prefix;
+use async_nats::ServerAddr;
+use percent_encoding::percent_decode_str;
+use reqwest::StatusCode;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+use tracing_subscriber::EnvFilter;
+
+/// One environment variable that the relay reads.
+pub struct Variable {
+    /// Its name.
+    pub name: &'static str,
+    /// Other names for the same setting, looked at when `name` is unset.
+    pub aliases: &'static [&'static str],
+    /// What an unset variable means; `None` where it has no value then.
+    pub default: Option<&'static str>,
+    /// Whether the value may hold a secret: it is never printed and may be given as `NAME_FILE`.
+    pub secret: bool,
+    /// One or two sentences for `--help`.
+    pub help: &'static str,
+}
+
+const fn variable(name: &'static str, default: Option<&'static str>, help: &'static str) -> Variable {
+    Variable { name, aliases: &[], default, secret: false, help }
+}
+
+const fn secret(name: &'static str, aliases: &'static [&'static str], help: &'static str) -> Variable {
+    Variable { name, aliases, default: None, secret: true, help }
+}
+
+/// Every variable that the relay reads, in the order of its documentation.
+pub const VARIABLES: &[Variable] = &[
+    secret(
+        "WEBHOOK_DESTINATION",
+        &[],
+        "Required. URL that each message is POSTed to, or several separated by white space: all must accept a message before it is republished.",
+    ),
+    secret(
+        "NATS_HOST",
+        &["NATS_URL", "NATS_ADDRESS"],
+        "Required. Server URL, or several separated by commas: nats://, tls://, ws:// or wss://.",
+    ),
+    secret("NATS_USER", &[], "User name, where the server wants one."),
+    secret("NATS_PASS", &["NATS_PASSWORD"], "Password of NATS_USER."),
+    variable("NATS_SUBJECT_PREFIX", None, "Required. The relay listens on everything below it: cms.cache means cms.cache.>"),
+    variable("NATS_RELAYED_SUBJECT_PREFIX", None, "Required. Accepted messages are republished below it."),
+    variable("NATS_FAILED_SUBJECT_PREFIX", None, "Messages that could not be relayed are published below it, with headers that say why."),
+    variable(
+        "NATS_QUEUE_GROUP",
+        None,
+        "Replicas with the same queue group share the work. Order per subject then holds within each replica only.",
+    ),
+    variable(
+        "NATS_PENDING_MESSAGES",
+        Some("65536"),
+        "The most messages that may wait; what arrives beyond is dropped, counted and reported.",
+    ),
+    variable("NATS_PENDING_BYTES", Some("64MiB"), "The most bytes of messages that may wait."),
+    variable("WEBHOOK_TIMEOUT", Some("30s"), "Time for one attempt, from connecting to the end of the answer."),
+    variable("WEBHOOK_CONNECT_TIMEOUT", Some("5s"), "Time for connecting within one attempt."),
+    variable(
+        "WEBHOOK_MAX_ATTEMPTS",
+        Some("10"),
+        "Attempts per message and destination. Between them: 100ms doubling to 30s, with full jitter; Retry-After is honoured up to 5min.",
+    ),
+    variable(
+        "WEBHOOK_RETRY_STATUS",
+        None,
+        "More statuses to retry, separated by commas (404 during deploys), beside connection errors, time-outs, 408, 425, 429 and 5xx.",
+    ),
+    secret(
+        "WEBHOOK_HEADERS",
+        &[],
+        "Headers of every call: name=value,name=value with percent-encoded values. They win over the message's.",
+    ),
+    variable(
+        "MAX_IN_FLIGHT",
+        Some("128"),
+        "Messages being worked on at once, each of another subject. One that waits for a retry does not count.",
+    ),
+    variable("SHUTDOWN_GRACE", Some("25s"), "Time to finish what has arrived, on SIGTERM or SIGINT."),
+    variable("HTTP_LISTEN", None, "Address for /healthz, /readyz and /metrics, such as 127.0.0.1:9090."),
+    variable("LOG_FORMAT", None, "pretty, compact or json. Default: pretty on a terminal, else compact."),
+    variable("RUST_LOG", Some("info"), "What is logged: a level, or target=level,... as in tracing-subscriber's EnvFilter."),
+];
+
+/// Names that the design reserves for abilities this version does not have yet. Ignoring one
+/// would promise what is not done, so setting one is a mistake.
+const PLANNED: &[&str] = &[
+    "NATS_CA",
+    "NATS_CERT",
+    "NATS_CONSUMER",
+    "NATS_CONTEXT",
+    "NATS_CREDS",
+    "NATS_DELIVER",
+    "NATS_JWT",
+    "NATS_KEY",
+    "NATS_NKEY",
+    "NATS_REPLICAS_SHARE",
+    "NATS_SEED",
+    "NATS_STREAM",
+    "NATS_STREAM_CREATE",
+    "NATS_TLS_FIRST",
+    "NATS_TOKEN",
+    "PLUGINS",
+    "PLUGIN_CACHE",
+    "PLUGIN_MEMORY",
+    "PLUGIN_TIMEOUT",
+    "PLUGIN_WATCH",
+    "WEBHOOK_CA",
+    "WEBHOOK_CERT",
+    "WEBHOOK_KEY",
+    "WEBHOOK_SECRET",
+];
+
+/// How the relay is set up. Built once at start, never changed.
+#[derive(Debug)]
+pub struct Config {
+    /// The NATS connection.
+    pub nats: Nats,
+    /// Messages below this prefix are relayed.
+    pub listen: Prefix,
+    /// Accepted messages are republished below this prefix.
+    pub relayed: Prefix,
+    /// Messages that could not be relayed are published below this prefix.
+    pub failed: Option<Prefix>,
+    /// Limits on what waits in the process.
+    pub pending: Pending,
+    /// The calls to the destinations.
+    pub webhook: Webhook,
+    /// Messages being worked on at once.
+    pub max_in_flight: usize,
+    /// Time to finish what has arrived when told to stop.
+    pub shutdown_grace: Duration,
+    /// Where health and metrics are served.
+    pub http_listen: Option<SocketAddr>,
+    /// What is logged and how.
+    pub log: Log,
+}
+
+/// The NATS connection.
+#[derive(Debug)]
+pub struct Nats {
+    /// Servers to try, without user info.
+    pub servers: Vec<ServerAddr>,
+    /// How to log in.
+    pub login: Login,
+    /// Core mode: replicas of this name share the work.
+    pub queue_group: Option<String>,
+}
+
+/// How to log in to NATS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Login {
+    /// The server asks for nothing.
+    Anonymous,
+    /// User name and password.
+    Password {
+        /// The user's name.
+        user: String,
+        /// Its password, which may be empty.
+        password: Secret,
+    },
+    /// A token, from a URL such as `nats://token@host`.
+    Token(Secret),
+}
+
+/// The most that may wait in the process.
+#[derive(Debug, Clone, Copy)]
+pub struct Pending {
+    /// Messages.
+    pub messages: usize,
+    /// Bytes of subject, headers and payload.
+    pub bytes: usize,
+}
+
+/// The calls to the destinations.
+#[derive(Debug)]
+pub struct Webhook {
+    /// All of these must accept a message.
+    pub destinations: Vec<Destination>,
+    /// Time for one attempt.
+    pub timeout: Duration,
+    /// Time for connecting.
+    pub connect_timeout: Duration,
+    /// Attempts for each message and destination.
+    pub max_attempts: u32,
+    /// Statuses to retry beside the usual ones.
+    pub retry_status: Vec<StatusCode>,
+    /// Headers of every call; their values are marked sensitive.
+    pub headers: HeaderMap,
+}
+
+/// What is logged and how.
+#[derive(Debug)]
+pub struct Log {
+    /// The shape of a line.
+    pub format: Option<Format>,
+    /// `RUST_LOG`.
+    pub filter: String,
+}
+
+/// The shape of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// For a person at a terminal.
+    Pretty,
+    /// One line of text with all fields.
+    Compact,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Everything that is wrong with the configuration.
+#[derive(Debug)]
+pub struct Mistakes(Vec<String>);
+
+impl fmt::Display for Mistakes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "the configuration has {}:",
+            match self.0.len() {
+                1 => "a mistake".to_owned(),
+                n => format!("{n} mistakes"),
+            }
+        )?;
+        self.0.iter().try_for_each(|mistake| writeln!(f, "  - {mistake}"))?;
+        f.write_str("Run with --help for every variable and its default.")
+    }
+}
+
+impl std::error::Error for Mistakes {}
+
+impl Mistakes {
+    /// These mistakes with more lines after them.
+    #[must_use]
+    pub fn and(mut self, more: Vec<String>) -> Self {
+        self.0.extend(more);
+        self
+    }
+}
+
+impl From<Vec<String>> for Mistakes {
+    fn from(mistakes: Vec<String>) -> Self {
+        Self(mistakes)
+    }
+}
+
+impl Config {
+    /// Reads every variable of [`VARIABLES`].
+    ///
+    /// # Errors
+    /// All mistakes at once.
+    pub fn from_environment(environment: &Environment) -> Result<Self, Mistakes> {
+        let mut read = Reader { environment, mistakes: Vec::new() };
+        for name in PLANNED.iter().filter(|name| environment.get(name).is_some()) {
+            read.mistakes.push(format!("{name}: not supported by this version; unset it"));
+        }
+
+        let destinations = read.required("WEBHOOK_DESTINATION", "http:// or https:// URLs separated by white space", |text| {
+            text.split_whitespace().map(Destination::parse).collect::<Option<Vec<_>>>()
+        });
+        let nats = read.nats();
+        let listen = read.prefix("NATS_SUBJECT_PREFIX", true);
+        let relayed = read.prefix("NATS_RELAYED_SUBJECT_PREFIX", true);
+        let failed = read.prefix("NATS_FAILED_SUBJECT_PREFIX", false);
+        read.loops(listen.as_ref(), relayed.as_ref(), failed.as_ref());
+        let pending_messages = read.required("NATS_PENDING_MESSAGES", "a number of messages from 1 to 10000000", number(1..=10_000_000));
+        let pending_bytes = read.required("NATS_PENDING_BYTES", "a size such as 512KiB or 64MiB", |text| {
+            text.parse::<bytesize::ByteSize>().ok().and_then(|size| usize::try_from(size.as_u64()).ok()).filter(|bytes| *bytes > 0)
+        });
+        let timeout = read.required("WEBHOOK_TIMEOUT", DURATION, duration(1));
+        let connect_timeout = read.required("WEBHOOK_CONNECT_TIMEOUT", DURATION, duration(1));
+        let max_attempts = read.required("WEBHOOK_MAX_ATTEMPTS", "a number from 1 to 1000000", number(1..=1_000_000));
+        let retry_status = read.optional("WEBHOOK_RETRY_STATUS", "statuses from 300 to 599 separated by commas, such as 404,409", |text| {
+            let parts = text.split([',', ' ']).filter(|part| !part.is_empty());
+            parts
+                .map(|part| part.parse().ok().filter(|n| (300..600).contains(n)).and_then(|n: u16| StatusCode::from_u16(n).ok()))
+                .collect::<Option<Vec<_>>>()
+        });
+        let webhook_headers = read.webhook_headers();
+        let max_in_flight = read.required("MAX_IN_FLIGHT", "a number from 1 to 65536", number(1..=65_536));
+        let shutdown_grace = read.required("SHUTDOWN_GRACE", DURATION, duration(0));
+        let http_listen = read.optional("HTTP_LISTEN", "an address and port such as 127.0.0.1:9090 or [::]:9090", |text| text.parse().ok());
+        let format = read.optional("LOG_FORMAT", "pretty, compact or json", |text| match text {
+            "pretty" => Some(Format::Pretty),
+            "compact" => Some(Format::Compact),
+            "json" => Some(Format::Json),
+            _ => None,
+        });
+        let filter = read.required("RUST_LOG", "a level (error, warn, info, debug, trace) or target=level,...", |text| {
+            EnvFilter::try_new(text).is_ok().then(|| text.to_owned())
+        });
+
+        // Every `required` that is None has left a mistake behind.
+        let config = || {
+            Some(Self {
+                nats: nats?,
+                listen: listen?,
+                relayed: relayed?,
+                failed,
+                pending: Pending { messages: pending_messages?, bytes: pending_bytes? },
+                webhook: Webhook {
+                    destinations: destinations?,
+                    timeout: timeout?,
+                    connect_timeout: connect_timeout?,
+                    max_attempts: max_attempts?,
+                    retry_status: retry_status.unwrap_or_default(),
+                    headers: webhook_headers,
+                },
+                max_in_flight: max_in_flight?,
+                shutdown_grace: shutdown_grace?,
+                http_listen,
+                log: Log { format, filter: filter? },
+            })
+        };
+        match config() {
+            Some(config) if read.mistakes.is_empty() => Ok(config),
+            _ => Err(Mistakes(read.mistakes)),
+        }
+    }
+}
+
+const DURATION: &str = "a duration such as 250ms, 30s or 2min";
+
+fn duration(at_least_ms: u128) -> impl Fn(&str) -> Option<Duration> {
+    move |text| humantime::parse_duration(text).ok().filter(|value| value.as_millis() >= at_least_ms && value.as_secs() <= 86_400 * 365)
+}
+
+fn number<T: std::str::FromStr + PartialOrd>(range: std::ops::RangeInclusive<T>) -> impl Fn(&str) -> Option<T> {
+    move |text| text.parse().ok().filter(|value| range.contains(value))
+}
+
+/// Reads variables one by one and keeps every mistake.
+struct Reader<'a> {
+    environment: &'a Environment,
+    mistakes: Vec<String>,
+}
+
+impl Reader<'_> {
+    /// The variable's text: by its name, its aliases, their `_FILE` forms, or its default.
+    fn text(&mut self, name: &'static str) -> Option<String> {
+        let Some(variable) = VARIABLES.iter().find(|variable| variable.name == name) else {
+            self.mistakes.push(format!("{name}: read, but missing from the table of variables"));
+            return None;
+        };
+        for name in std::iter::once(&variable.name).chain(variable.aliases) {
+            let direct = self.environment.get(name);
+            let file = variable.secret.then(|| format!("{name}_FILE")).filter(|file| self.environment.get(file).is_some());
+            match (direct, file) {
+                (Some(_), Some(file)) => {
+                    self.mistakes.push(format!("{name}: both {name} and {file} are set; unset one"));
+                    return None;
+                }
+                (Some(text), None) => return Some(text.to_owned()),
+                (None, Some(file)) => return self.file(&file),
+                (None, None) => {}
+            }
+        }
+        variable.default.map(str::to_owned)
+    }
+
+    fn file(&mut self, name: &str) -> Option<String> {
+        let path = self.environment.get(name)?;
+        match std::fs::read_to_string(path) {
+            Ok(text) if text.trim().is_empty() => self.mistakes.push(format!("{name}: {path} is empty")),
+            Ok(text) => return Some(text.trim().to_owned()),
+            Err(error) => self.mistakes.push(format!("{name}: cannot read {path}: {error}")),
+        }
+        None
+    }
+
+    /// The parsed value; a mistake where the text does not parse, None without one where it is unset.
+    fn optional<T>(&mut self, name: &'static str, expected: &str, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
+        let text = self.text(name)?;
+        let value = parse(&text);
+        if value.is_none() {
+            let secret = VARIABLES.iter().any(|variable| variable.name == name && variable.secret);
+            let got = if secret { String::new() } else { format!(", not {text:?}") };
+            self.mistakes.push(format!("{name}: expected {expected}{got}"));
+        }
+        value
+    }
+
+    /// As [`Self::optional`], but an unset variable is a mistake too.
+    fn required<T>(&mut self, name: &'static str, expected: &str, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
+        let before = self.mistakes.len();
+        let value = self.optional(name, expected, parse);
+        if value.is_none() && self.mistakes.len() == before {
+            self.mistakes.push(format!("{name}: required; expected {expected}"));
+        }
+        value
+    }
+
+    fn prefix(&mut self, name: &'static str, required: bool) -> Option<Prefix> {
+        const EXPECTED: &str = "a subject prefix such as cms.cache";
+        let Some(text) = self.text(name) else {
+            if required {
+                self.mistakes.push(format!("{name}: required; expected {EXPECTED}"));
+            }
+            return None;
+        };
+        Prefix::parse(&text).map_err(|error| self.mistakes.push(format!("{name}: expected {EXPECTED}, not {text:?}: {error}"))).ok()
+    }
+
+    /// Refuses prefixes under which a message that the relay publishes would come back to it,
+    /// or a failed message would look like a relayed one.
+    fn loops(&mut self, listen: Option<&Prefix>, relayed: Option<&Prefix>, failed: Option<&Prefix>) {
+        let pairs = [
+            ("NATS_RELAYED_SUBJECT_PREFIX", relayed, "NATS_SUBJECT_PREFIX", listen, "the relay would receive what it publishes, a loop"),
+            ("NATS_FAILED_SUBJECT_PREFIX", failed, "NATS_SUBJECT_PREFIX", listen, "the relay would receive what it publishes, a loop"),
+            (
+                "NATS_FAILED_SUBJECT_PREFIX",
+                failed,
+                "NATS_RELAYED_SUBJECT_PREFIX",
+                relayed,
+                "failed messages would arrive where accepted ones are expected",
+            ),
+        ];
+        for (name, prefix, other_name, other, why) in pairs {
+            if let (Some(prefix), Some(other)) = (prefix, other)
+                && prefix.overlaps(other)
+            {
+                self.mistakes.push(format!("{name}: {prefix} is equal to, below or above {other_name} ({other}): {why}"));
+            }
+        }
+    }
+
+    fn nats(&mut self) -> Option<Nats> {
+        let urls = self.required("NATS_HOST", "server URLs (nats:// tls:// ws:// wss://) separated by commas", |text| {
+            let servers = text.split([',', ' ']).filter(|part| !part.is_empty());
+            let urls = servers
+                .map(|part| Some(part.parse::<ServerAddr>().ok()?.into_inner()).filter(reqwest::Url::has_host))
+                .collect::<Option<Vec<_>>>()?;
+            (!urls.is_empty()).then_some(urls)
+        });
+        let user = self.optional("NATS_USER", "a user name", |text| Some(text.to_owned()));
+        let password = self.optional("NATS_PASS", "a password", |text| Some(Secret::new(text)));
+        let queue_group = self.optional("NATS_QUEUE_GROUP", "a name without white space", |text| {
+            (!text.contains(|c: char| c.is_whitespace() || c.is_control())).then(|| text.to_owned())
+        });
+        if user.is_none() && password.is_some() {
+            self.mistakes.push("NATS_PASS: set without NATS_USER; set both or neither".to_owned());
+        }
+        let urls = urls?;
+        let login = match user {
+            Some(user) => Login::Password { user, password: password.unwrap_or_else(|| Secret::new("")) },
+            None => urls.iter().map(url_login).find(|login| *login != Login::Anonymous).unwrap_or(Login::Anonymous),
+        };
+        let servers = urls.into_iter().filter_map(|mut url| {
+            // async-nats does not read the user info and would show it in its logs.
+            let _ = url.set_username("");
+            let _ = url.set_password(None);
+            ServerAddr::from_url(url).ok()
+        });
+        Some(Nats { servers: servers.collect(), login, queue_group })
+    }
+
+    fn webhook_headers(&mut self) -> HeaderMap {
+        const EXPECTED: &str = "name=value,name=value with percent-encoded values";
+        let mut map = HeaderMap::new();
+        let Some(text) = self.text("WEBHOOK_HEADERS") else { return map };
+        for (index, entry) in text.split(',').map(str::trim).filter(|entry| !entry.is_empty()).enumerate() {
+            let parsed = entry.split_once('=').and_then(|(name, value)| {
+                let name = HeaderName::from_bytes(name.trim().as_bytes()).ok()?;
+                let value = percent_decode_str(value.trim()).collect::<Vec<_>>();
+                Some((name, HeaderValue::from_bytes(&value).ok()?))
+            });
+            match parsed {
+                None => self.mistakes.push(format!("WEBHOOK_HEADERS: expected {EXPECTED}; entry {} is not", index + 1)),
+                Some((name, _)) if headers::is_framing(&name) || headers::is_ours(&name) => {
+                    self.mistakes.push(format!("WEBHOOK_HEADERS: {name} is set by the relay itself"));
+                }
+                Some((name, mut value)) => {
+                    value.set_sensitive(true);
+                    map.append(name, value);
+                }
+            }
+        }
+        map
+    }
+}
+
+/// What the user info of a server's URL means to the nats command line: `user:password`, or a token.
+fn url_login(url: &reqwest::Url) -> Login {
+    let decode = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+    match (url.username(), url.password()) {
+        ("", None) => Login::Anonymous,
+        (token, None) => Login::Token(Secret::new(decode(token))),
+        (user, Some(password)) => Login::Password { user: decode(user), password: Secret::new(decode(password)) },
+    }
+}
+
+/// A warning for each set variable that looks like one of ours and is not, with the nearest name.
+#[must_use]
+pub fn unknown(environment: &Environment) -> Vec<String> {
+    let known = || {
+        VARIABLES.iter().flat_map(|variable| {
+            std::iter::once(&variable.name).chain(variable.aliases).flat_map(|name| {
+                let file = variable.secret.then(|| format!("{name}_FILE"));
+                std::iter::once((*name).to_owned()).chain(file)
+            })
+        })
+    };
+    let ours = |name: &&str| name.starts_with("WEBHOOK_") || name.starts_with("PLUGIN");
+    let strange = environment.names().filter(ours).filter(|name| !PLANNED.contains(name) && known().all(|known| known != **name));
+    strange
+        .map(|name| {
+            let nearest = known().max_by(|a, b| strsim::jaro_winkler(a, name).total_cmp(&strsim::jaro_winkler(b, name)));
+            format!("{name} is not a variable of this program; the nearest is {}", nearest.unwrap_or_default())
+        })
+        .collect()
+}
+
+/// The part of `--help` that explains the variables.
+#[must_use]
+pub fn help() -> String {
+    let mut text = String::from("Environment variables (also read from .env.local and .env):\n");
+    for Variable { name, aliases, default, secret, help } in VARIABLES {
+        text += &format!("\n  {name}");
+        if let Some(default) = default {
+            text += &format!(" [default: {default}]");
+        }
+        if !aliases.is_empty() {
+            text += &format!(" [aliases: {}]", aliases.join(", "));
+        }
+        if *secret {
+            text += &format!(" [or {name}_FILE: a path]");
+        }
+        text += &format!("\n      {help}\n");
+    }
+    text
+}

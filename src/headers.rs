@@ -1,0 +1,279 @@
+//! Which headers travel where: from the NATS message to the webhook, and to the relayed message.
+//!
+//! The two protocols allow different names and values, and some names would let a message
+//! change what the call means. An illegal header is dropped and counted; it never fails a delivery.
+
+use async_nats::header as nats;
+use reqwest::header::{self as http, HeaderMap, HeaderName, HeaderValue};
+
+/// The header that carries the message's subject to the webhook.
+pub const NATS_SUBJECT: HeaderName = HeaderName::from_static("nats-subject");
+/// Standard Webhooks: the message's identity, the same over all attempts.
+pub const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
+/// Standard Webhooks: seconds since 1970 at this attempt.
+pub const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+/// Standard Webhooks: the signature of this attempt.
+pub const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
+
+/// The most headers that travel to a webhook; servers refuse far fewer, and a header map has an
+/// upper bound of its own.
+const MAX_HEADERS: usize = 1000;
+
+/// Whether `name` belongs to one hop of HTTP or frames its body (RFC 9110, section 7.6.1, and
+/// RFC 9112, section 6), so that only the HTTP client may set it.
+#[must_use]
+pub fn is_framing(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection"
+            | "content-length"
+            | "expect"
+            | "host"
+            | "http2-settings"
+            | "keep-alive"
+            | "proxy-connection"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+    )
+}
+
+/// Whether the relay gives `name` its value itself.
+#[must_use]
+pub fn is_ours(name: &HeaderName) -> bool {
+    [NATS_SUBJECT, WEBHOOK_ID, WEBHOOK_TIMESTAMP, WEBHOOK_SIGNATURE].contains(name)
+}
+
+/// Whether a publisher may not decide `name`, because it speaks for the relay or its operator.
+fn is_denied(name: &HeaderName) -> bool {
+    is_framing(name)
+        || is_ours(name)
+        || matches!(name.as_str(), "authorization" | "cookie" | "proxy-authenticate" | "proxy-authorization" | "user-agent")
+        || name.as_str().starts_with("nats-")
+}
+
+/// The message's headers as HTTP headers, and how many of them HTTP does not allow.
+#[must_use]
+pub fn to_http(message: &nats::HeaderMap) -> (HeaderMap, u64) {
+    let mut headers = HeaderMap::new();
+    let mut illegal = 0;
+    for (name, values) in message.iter() {
+        let name: &str = name.as_ref();
+        let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else {
+            illegal += 1;
+            continue;
+        };
+        if is_denied(&name) {
+            continue;
+        }
+        for value in values {
+            match HeaderValue::from_bytes(value.as_str().as_bytes()) {
+                Ok(value) if headers.len() < MAX_HEADERS => drop(headers.append(name.clone(), value)),
+                _ => illegal += 1,
+            }
+        }
+    }
+    // A repeated content type would be a contradiction; the first value is the message's.
+    if let Some(first) = headers.get(http::CONTENT_TYPE).cloned() {
+        headers.insert(http::CONTENT_TYPE, first);
+    }
+    (headers, illegal)
+}
+
+/// A text as a header's value: what HTTP does not allow in one is percent-encoded.
+#[must_use]
+pub fn value(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).or_else(|_| HeaderValue::from_bytes(text.as_bytes())).unwrap_or_else(|_| {
+        let encoded = percent_encoding::utf8_percent_encode(text, percent_encoding::CONTROLS).to_string();
+        HeaderValue::from_str(&encoded).unwrap_or(HeaderValue::from_static(""))
+    })
+}
+
+/// The headers of the relayed message: the message's own without those that a NATS server
+/// would obey. They were meant for the original message, not for a copy.
+#[must_use]
+pub fn to_relayed(message: &nats::HeaderMap) -> nats::HeaderMap {
+    let mut relayed = nats::HeaderMap::new();
+    for (name, values) in message.iter() {
+        let text: &str = name.as_ref();
+        if !is_control(text) {
+            for value in values {
+                relayed.append(name.clone(), value.clone());
+            }
+        }
+    }
+    relayed
+}
+
+/// Whether a NATS server gives `name` a meaning (ADR-8, ADR-41, ADR-43, ADR-51 and the header
+/// constants of nats-server). Servers compare these without regard to case in places, so do we.
+fn is_control(name: &str) -> bool {
+    name.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("nats-"))
+}
+
+/// The bytes that `headers` take on the wire (ADR-4); 0 where there are none.
+#[must_use]
+pub fn wire_size(headers: &nats::HeaderMap) -> usize {
+    if headers.is_empty() {
+        return 0;
+    }
+    let lines = headers.iter().flat_map(|(name, values)| {
+        let name: &str = name.as_ref();
+        values.iter().map(move |value| name.len() + value.as_str().len() + 4)
+    });
+    12 + lines.sum::<usize>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn message(entries: &[(&str, &str)]) -> nats::HeaderMap {
+        let mut map = nats::HeaderMap::new();
+        for (name, value) in entries {
+            map.append(*name, *value);
+        }
+        map
+    }
+
+    #[test]
+    fn repeated_headers_and_any_legal_value_travel() {
+        let (http, illegal) = to_http(&message(&[("X-A", "1"), ("X-A", "2"), ("X-B", "größe"), ("Content-Type", "text/plain")]));
+        assert_eq!(illegal, 0);
+        assert_eq!(http.get_all("x-a").iter().collect::<Vec<_>>(), ["1", "2"]);
+        assert_eq!(http["x-b"].as_bytes(), "größe".as_bytes());
+        assert_eq!(http["content-type"], "text/plain");
+    }
+
+    #[test]
+    fn names_and_values_that_http_does_not_allow_are_dropped_and_counted() {
+        for name in ["a/b", "a(b)", "a=b", "a@b", "{x}", "a,b", "a;b", "a\"b", "a b"] {
+            let mut map = message(&[("X-Good", "1")]);
+            let Ok(name) = name.parse::<async_nats::HeaderName>() else { continue };
+            map.append(name, "v");
+            let (http, illegal) = to_http(&map);
+            assert_eq!((http.len(), illegal), (1, 1), "{map:?}");
+        }
+        for value in ["a\0b", "a\u{1}b", "a\u{7f}b"] {
+            let (http, illegal) = to_http(&message(&[("X-Good", "1"), ("X-Bad", value)]));
+            assert_eq!((http.len(), illegal), (1, 1), "{value:?}");
+        }
+    }
+
+    #[test]
+    fn a_message_can_not_frame_the_call_nor_speak_for_the_relay() {
+        let denied = [
+            "Connection",
+            "Content-Length",
+            "Transfer-Encoding",
+            "TE",
+            "Trailer",
+            "Upgrade",
+            "Keep-Alive",
+            "Proxy-Connection",
+            "Expect",
+            "HTTP2-Settings",
+            "Host",
+            "Authorization",
+            "Proxy-Authorization",
+            "Cookie",
+            "User-Agent",
+            "webhook-id",
+            "Webhook-Timestamp",
+            "WEBHOOK-SIGNATURE",
+            "Nats-Subject",
+            "nats-msg-id",
+            "Nats-Expected-Stream",
+            "Nats-Anything",
+        ];
+        for name in denied {
+            let (http, illegal) = to_http(&message(&[(name, "x"), ("X-Good", "1")]));
+            assert_eq!((http.len(), illegal), (1, 0), "{name}");
+        }
+    }
+
+    #[test]
+    fn thousands_of_headers_are_cut_not_a_panic() {
+        let mut map = nats::HeaderMap::new();
+        for n in 0..40_000 {
+            map.append(format!("h{n}"), "");
+        }
+        let (mut http, illegal) = to_http(&map);
+        assert_eq!((http.len(), illegal), (1000, 39_000));
+        http.insert(WEBHOOK_ID, value("x"));
+    }
+
+    #[test]
+    fn the_relayed_copy_has_all_but_what_a_server_obeys() {
+        let copy = to_relayed(&message(&[
+            ("Nats-Msg-Id", "x"),
+            ("nats-rollup", "all"),
+            ("Nats-Expected-Last-Sequence", "1"),
+            ("Nats-TTL", "1s"),
+            ("Nats-Schedule", "@at"),
+            ("Nats-Trace-Dest", "x"),
+            ("X-Case", "1"),
+            ("X-Case", "2"),
+            ("a/b", "3"),
+            ("Nats", "4"),
+        ]));
+        assert_eq!(copy.len(), 3, "{copy:?}");
+        assert_eq!(copy.get_all("X-Case").map(|value| value.as_str()).collect::<Vec<_>>(), ["1", "2"]);
+        assert_eq!(copy.get("a/b").unwrap().as_str(), "3");
+    }
+
+    #[test]
+    fn any_text_becomes_a_value() {
+        for (text, expected) in [("cms.größe", "cms.größe"), ("a\u{1}b", "a%01b"), ("", "")] {
+            assert_eq!(value(text).as_bytes(), expected.as_bytes());
+        }
+    }
+
+    fn any_headers() -> impl Strategy<Value = nats::HeaderMap> {
+        let name = "[!-9;-~]{1,20}";
+        let text = any::<String>().prop_map(|text| text.replace(['\r', '\n'], ""));
+        prop::collection::vec((name, text), 0..20).prop_map(|entries| {
+            let mut map = nats::HeaderMap::new();
+            for (name, value) in entries {
+                map.append(name, value);
+            }
+            map
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_travels_is_legal_and_nothing_is_unaccounted(headers in any_headers()) {
+            let (http, illegal) = to_http(&headers);
+            for (name, value) in &http {
+                prop_assert!(!is_denied(name));
+                prop_assert!(!value.as_bytes().iter().any(|b| matches!(b, 0..=8 | 10..=31 | 127)));
+            }
+            let values: usize = headers.iter().map(|(_, values)| values.len()).sum();
+            prop_assert!(http.len() as u64 + illegal <= values as u64);
+        }
+
+        #[test]
+        fn the_size_on_the_wire_is_exact(headers in any_headers()) {
+            let mut expected = 0;
+            if !headers.is_empty() {
+                expected = "NATS/1.0\r\n\r\n".len();
+                for (name, values) in headers.iter() {
+                    for value in values {
+                        expected += format!("{name}: {}\r\n", value.as_str()).len();
+                    }
+                }
+            }
+            prop_assert_eq!(wire_size(&headers), expected);
+        }
+
+        #[test]
+        fn a_value_is_made_of_any_text(text in any::<String>()) {
+            let made = value(&text);
+            prop_assert!(!made.as_bytes().iter().any(|b| matches!(b, 0..=8 | 10..=31 | 127)));
+            prop_assert_eq!(made.is_empty(), text.is_empty());
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! From the source into the lanes, within the pending limits, until told to stop.
+
+use crate::config::{Config, Pending};
+use crate::metrics::Metrics;
+use crate::relay::{Failure, Relay};
+use crate::source::Source;
+use anyhow::bail;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::coop::unconstrained;
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::{error, info};
+
+/// How often messages that are being dropped are mentioned.
+const REPORT_LOSS: Duration = Duration::from_secs(5);
+/// How long messages that could not be finished may take to reach the failed subject.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Relays what `source` yields until `stop` resolves, then finishes what has arrived.
+///
+/// # Errors
+/// When the source ends by itself, or when something could not be finished in time.
+pub async fn run(
+    config: &Config,
+    mut source: Source,
+    relay: &Arc<Relay>,
+    metrics: &Metrics,
+    stop: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    let mut intake = Intake { relay, limits: config.pending, metrics, losses: None };
+    let mut stop = std::pin::pin!(stop);
+    let mut ended_by_itself = false;
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut stop => break,
+            () = intake.loss_is_due() => intake.report_losses(),
+            // Without a budget: everything that has arrived is taken in one turn, so that
+            // nothing piles up where the limits do not hold.
+            message = unconstrained(source.next()) => match message {
+                Some(message) => intake.take(message),
+                None => {
+                    ended_by_itself = true;
+                    break;
+                }
+            },
+        }
+    }
+
+    let (messages, _) = relay.lanes.pending();
+    info!(messages, grace_ms = config.shutdown_grace.as_millis() as u64, "stopping: finishing what has arrived");
+    let deadline = Instant::now() + config.shutdown_grace;
+    source.stop().await;
+    while let Ok(Some(message)) = tokio::time::timeout_at(deadline, source.next()).await {
+        intake.take(message);
+    }
+    intake.report_losses();
+    let finished = tokio::time::timeout_at(deadline, relay.lanes.idle()).await.is_ok();
+    let unfinished = if finished { 0 } else { abandon(relay).await };
+    info!(received = metrics.received.get(), relayed = metrics.relayed.get(), lost = metrics.lost.get(), unfinished, "stopped");
+    if unfinished > 0 {
+        bail!("{unfinished} messages could not be finished within SHUTDOWN_GRACE");
+    }
+    if ended_by_itself {
+        bail!("the subscription to {} ended by itself", config.listen.wildcard());
+    }
+    Ok(())
+}
+
+struct Intake<'a> {
+    relay: &'a Arc<Relay>,
+    limits: Pending,
+    metrics: &'a Metrics,
+    losses: Option<Losses>,
+}
+
+/// Messages dropped since the last report.
+struct Losses {
+    report_at: Instant,
+    messages: u64,
+    first_subject: String,
+}
+
+impl Intake<'_> {
+    fn take(&mut self, message: crate::message::Message) {
+        let (messages, bytes) = self.relay.lanes.pending();
+        // A message larger than the limit alone may still be the only one that waits.
+        if messages > 0 && (messages >= self.limits.messages || bytes + message.size() > self.limits.bytes) {
+            self.metrics.lost.inc();
+            let losses = self.losses.get_or_insert_with(|| Losses {
+                report_at: Instant::now() + REPORT_LOSS,
+                messages: 0,
+                first_subject: message.subject.to_string(),
+            });
+            losses.messages += 1;
+            return;
+        }
+        self.metrics.received.inc();
+        self.relay.receive(message);
+    }
+
+    async fn loss_is_due(&self) {
+        match &self.losses {
+            Some(losses) => sleep_until(losses.report_at).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn report_losses(&mut self) {
+        let Some(Losses { messages, first_subject, .. }) = self.losses.take() else { return };
+        self.metrics.gaps.inc();
+        error!(
+            messages,
+            first_subject,
+            pending_messages = self.limits.messages,
+            pending_bytes = self.limits.bytes,
+            "messages dropped: more would have waited than NATS_PENDING_MESSAGES and NATS_PENDING_BYTES allow"
+        );
+    }
+}
+
+/// Ends all lanes and settles what is left in them as failed. Returns how many.
+async fn abandon(relay: &Relay) -> usize {
+    relay.halt.cancel();
+    let left = relay.lanes.abandon();
+    let settled = left.iter().map(|message| relay.settle(message, Err(Failure::Shutdown)));
+    // Logging is done at the first poll of each; only the failed subject takes time.
+    let _ = timeout(LAST_WORDS, futures_util::future::join_all(settled)).await;
+    left.len()
+}

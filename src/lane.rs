@@ -1,0 +1,183 @@
+//! Lanes: one first-in-first-out queue for each subject, side by side.
+//!
+//! A lane works on its oldest message and takes the next only when that one is settled, so
+//! order holds per subject and nothing else waits. A message stays in its lane until it is
+//! settled: what is in the lanes is all that the process still owes.
+
+use crate::message::Message;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+
+/// All messages that have been received and not been settled.
+#[derive(Default)]
+pub struct Lanes {
+    state: Mutex<State>,
+    idle: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    lanes: HashMap<Arc<str>, VecDeque<Arc<Message>>>,
+    messages: usize,
+    bytes: usize,
+}
+
+impl Lanes {
+    /// Appends `message` to its lane. Returns it when the lane was empty: the caller then works
+    /// on it, and on all that [`Self::settled`] returns after it.
+    pub fn push(&self, message: Message) -> Option<Arc<Message>> {
+        let message = Arc::new(message);
+        let mut state = self.lock();
+        state.messages += 1;
+        state.bytes += message.size();
+        let lane = state.lanes.entry(message.subject.clone()).or_default();
+        lane.push_back(message.clone());
+        (lane.len() == 1).then_some(message)
+    }
+
+    /// Takes a settled message out of its lane and returns the next one of that lane.
+    pub fn settled(&self, message: &Message) -> Option<Arc<Message>> {
+        let mut state = self.lock();
+        state.messages = state.messages.saturating_sub(1);
+        state.bytes = state.bytes.saturating_sub(message.size());
+        let lane = state.lanes.get_mut(&message.subject)?;
+        lane.pop_front();
+        let next = lane.front().cloned();
+        if next.is_none() {
+            state.lanes.remove(&message.subject);
+            if state.lanes.is_empty() {
+                self.idle.notify_waiters();
+            }
+        }
+        next
+    }
+
+    /// How many messages wait or are worked on, and their bytes.
+    pub fn pending(&self) -> (usize, usize) {
+        let state = self.lock();
+        (state.messages, state.bytes)
+    }
+
+    /// Returns when no message is left.
+    pub async fn idle(&self) {
+        loop {
+            let notified = self.idle.notified();
+            if self.lock().lanes.is_empty() {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    /// Takes out all messages that are left, oldest first within each subject.
+    pub fn abandon(&self) -> Vec<Arc<Message>> {
+        std::mem::take(&mut *self.lock()).lanes.into_values().flatten().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// While it lives, the message counts as being worked on.
+pub type Working = Option<Arc<OwnedSemaphorePermit>>;
+
+/// One message's claim on the limit of messages being worked on at once.
+///
+/// The claim is held while any part of the message's work runs, and given back while all of
+/// it waits, so that a message that waits for a retry keeps no other from being worked on.
+pub struct Slot {
+    limit: Arc<Semaphore>,
+    held: Mutex<Weak<OwnedSemaphorePermit>>,
+}
+
+impl Slot {
+    /// A claim on `limit`, not held yet.
+    #[must_use]
+    pub fn new(limit: Arc<Semaphore>) -> Self {
+        Self { limit, held: Mutex::default() }
+    }
+
+    /// Waits for the claim, unless another part of the same message holds it already. It is
+    /// held until all that was returned is dropped.
+    pub async fn enter(&self) -> Working {
+        if let Some(permit) = self.held().upgrade() {
+            return Some(permit);
+        }
+        // Fails only when the semaphore is closed, which nobody does.
+        let permit = Arc::new(self.limit.clone().acquire_owned().await.ok()?);
+        *self.held() = Arc::downgrade(&permit);
+        Some(permit)
+    }
+
+    fn held(&self) -> MutexGuard<'_, Weak<OwnedSemaphorePermit>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Id;
+    use futures_util::FutureExt;
+
+    fn message(subject: &str, payload: &'static str) -> Message {
+        Message { subject: subject.into(), headers: Default::default(), payload: payload.into(), id: Id::unique() }
+    }
+
+    #[test]
+    fn a_lane_hands_out_one_message_at_a_time_in_order_of_arrival() {
+        let lanes = Lanes::default();
+        let first = lanes.push(message("a", "1")).unwrap();
+        assert!(lanes.push(message("a", "2")).is_none());
+        assert!(lanes.push(message("a", "3")).is_none());
+        let other = lanes.push(message("b", "4")).unwrap();
+        assert_eq!(lanes.pending(), (4, 8));
+
+        assert!(lanes.settled(&other).is_none());
+        let second = lanes.settled(&first).unwrap();
+        assert_eq!(second.payload, "2");
+        let third = lanes.settled(&second).unwrap();
+        assert_eq!(third.payload, "3");
+        assert!(lanes.settled(&third).is_none());
+        assert_eq!(lanes.pending(), (0, 0));
+        assert!(lanes.push(message("a", "5")).is_some(), "an emptied lane starts again");
+    }
+
+    #[test]
+    fn abandoned_are_all_that_were_not_settled_also_those_in_work() {
+        let lanes = Lanes::default();
+        let first = lanes.push(message("a", "1")).unwrap();
+        lanes.push(message("a", "2"));
+        lanes.push(message("a", "3"));
+        lanes.settled(&first);
+        let left: Vec<_> = lanes.abandon().iter().map(|message| message.payload.clone()).collect();
+        assert_eq!(left, ["2", "3"]);
+        assert_eq!(lanes.pending(), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn idle_waits_for_the_last_message() {
+        let lanes = Lanes::default();
+        let first = lanes.push(message("a", "1")).unwrap();
+        let mut idle = std::pin::pin!(lanes.idle());
+        assert!(idle.as_mut().now_or_never().is_none());
+        lanes.settled(&first);
+        idle.await;
+    }
+
+    #[tokio::test]
+    async fn a_slot_is_shared_within_a_message_and_given_back_while_all_of_it_waits() {
+        let limit = Arc::new(Semaphore::new(1));
+        let (a, b) = (Slot::new(limit.clone()), Slot::new(limit.clone()));
+        let one = a.enter().await;
+        let two = a.enter().await;
+        drop(one);
+        assert_eq!(limit.available_permits(), 0, "one part still works");
+        let mut other = std::pin::pin!(b.enter());
+        assert!(other.as_mut().now_or_never().is_none());
+        drop(two);
+        assert!(other.await.is_some());
+    }
+}

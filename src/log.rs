@@ -1,0 +1,127 @@
+//! The console: what is logged, in three shapes.
+//!
+//! `pretty` is for a person who watches messages pass: one line each for the message, the
+//! answer and the republished message, in the manner of webhook command lines. `compact` and
+//! `json` show the same events with all fields.
+
+use crate::config::{Format, Log};
+use std::fmt::{self, Write};
+use std::io::IsTerminal;
+use std::time::SystemTime;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
+
+/// Starts logging to standard error.
+pub fn start(log: &Log) {
+    let terminal = std::io::stderr().is_terminal();
+    let color = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let builder = tracing_subscriber::fmt().with_env_filter(filter(&log.filter)).with_ansi(color).with_writer(std::io::stderr);
+    let format = log.format.unwrap_or(if terminal { Format::Pretty } else { Format::Compact });
+    match format {
+        Format::Pretty => builder.event_format(Pretty).init(),
+        Format::Compact => builder.compact().with_target(false).init(),
+        Format::Json => builder.json().flatten_event(true).with_target(false).with_current_span(false).with_span_list(false).init(),
+    }
+}
+
+/// `RUST_LOG`, with the NATS client silent unless it is named: what it has to say is said once
+/// and in better words by `nats`.
+fn filter(text: &str) -> EnvFilter {
+    let text = if text.contains("async_nats") { text.to_owned() } else { format!("{text},async_nats=off") };
+    EnvFilter::new(text)
+}
+
+/// One line an event, made to be read.
+struct Pretty;
+
+impl<S, N> FormatEvent<S, N> for Pretty
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, _: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let now = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+        let time = now.get(11..23).unwrap_or_default();
+        let color = out.has_ansi_escapes();
+        let paint = |code: &str, text: &str| if color { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() };
+        write!(out, "{} ", paint("2", time))?;
+        match fields.message.as_str() {
+            "received" => {
+                let (subject, id, bytes) = (fields.take("subject"), fields.take("id"), fields.take("bytes"));
+                write!(out, "{} {subject} {}", paint("36", "  -->"), paint("2", &format!("{bytes} bytes, {id}")))?;
+            }
+            "answered" => {
+                let (status, destination, elapsed) = (fields.take("status"), fields.take("destination"), fields.take("elapsed_ms"));
+                let attempt = match fields.take("attempt").as_str() {
+                    "1" => String::new(),
+                    attempt => format!(", attempt {attempt}"),
+                };
+                let aside = format!("{elapsed} ms, {}{attempt}", fields.take("id"));
+                write!(out, "{} {} POST {destination} {}", paint("32", " <-- "), paint("32", &format!("[{status}]")), paint("2", &aside))?;
+                fields.take("subject");
+            }
+            "relayed" => {
+                let (relayed, id) = (fields.take("relayed"), fields.take("id"));
+                write!(out, "{} {relayed} {}", paint("36", "  ==>"), paint("2", &id))?;
+                fields.take("subject");
+            }
+            message => {
+                let (code, level) = match *event.metadata().level() {
+                    Level::ERROR => ("1;31", "ERROR "),
+                    Level::WARN => ("33", "WARN  "),
+                    Level::INFO => ("32", "      "),
+                    _ => ("2", "DEBUG "),
+                };
+                write!(out, "{}{message}", paint(code, level))?;
+            }
+        }
+        for (name, value) in &fields.rest {
+            write!(out, "  {} {value}", paint("2", name))?;
+        }
+        writeln!(out)
+    }
+}
+
+/// An event's fields as text, control characters escaped.
+#[derive(Default)]
+struct Fields {
+    message: String,
+    rest: Vec<(&'static str, String)>,
+}
+
+impl Fields {
+    fn take(&mut self, name: &str) -> String {
+        let index = self.rest.iter().position(|(field, _)| *field == name);
+        index.map(|index| self.rest.remove(index).1).unwrap_or_default()
+    }
+
+    fn push(&mut self, field: &Field, value: &str) {
+        let mut text = String::with_capacity(value.len());
+        for character in value.chars() {
+            match character.is_control() {
+                true => drop(write!(text, "{}", character.escape_default())),
+                false => text.push(character),
+            }
+        }
+        match field.name() {
+            "message" => self.message = text,
+            name => self.rest.push((name, text)),
+        }
+    }
+}
+
+impl Visit for Fields {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.push(field, value);
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.push(field, &format!("{value:?}"));
+    }
+}

@@ -1,0 +1,68 @@
+//! A message on its way through the relay, and the identity it keeps.
+
+use async_nats::{HeaderMap, Subject};
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use tokio_util::bytes::Bytes;
+
+/// A message as it was received. Never changed.
+#[derive(Debug)]
+pub struct Message {
+    /// The subject it was published on.
+    pub subject: Arc<str>,
+    /// Its NATS headers.
+    pub headers: HeaderMap,
+    /// Its payload: any bytes.
+    pub payload: Bytes,
+    /// Its identity at the webhook and on the relayed message.
+    pub id: Id,
+}
+
+impl Message {
+    /// The bytes that it occupies while it waits.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.subject.len() + crate::headers::wire_size(&self.headers) + self.payload.len()
+    }
+}
+
+/// A message to publish.
+#[derive(Debug, Clone)]
+pub struct Outbound {
+    /// Where to.
+    pub subject: Subject,
+    /// With which headers.
+    pub headers: HeaderMap,
+    /// What.
+    pub payload: Bytes,
+}
+
+impl Outbound {
+    /// The bytes that count against the server's `max_payload`: headers and payload.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        crate::headers::wire_size(&self.headers) + self.payload.len()
+    }
+}
+
+/// A message's identity: `webhook-id` over all attempts and `Nats-Msg-Id` of the relayed copy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Id(String);
+
+impl Id {
+    /// A new identity: random for the process, counted within it. Unique, not secret.
+    #[must_use]
+    pub fn unique() -> Self {
+        static PROCESS: OnceLock<String> = OnceLock::new();
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let process = PROCESS.get_or_init(|| std::iter::repeat_with(fastrand::alphanumeric).take(16).collect());
+        Self(format!("msg_{process}{:06x}", COUNT.fetch_add(1, Ordering::Relaxed)))
+    }
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}

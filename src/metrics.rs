@@ -1,0 +1,130 @@
+//! What the relay counts. Every message that is received ends in exactly one of `relayed`,
+//! `failed` and `pending`; what never became a message of ours is in `lost` and `gaps`.
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+/// Why a message was not relayed, as a label.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct FailedLabels {
+    /// The kind of failure.
+    pub reason: Reason,
+}
+
+/// Kinds of failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types, reason = "the names are label values")]
+pub enum Reason {
+    /// A destination did not accept it.
+    webhook,
+    /// The relayed message would be larger than the server takes, or its subject longer.
+    too_large,
+    /// It was accepted, and the server or the client would not have the relayed message.
+    publish,
+    /// The relay was told to stop before it was done.
+    shutdown,
+    /// A bug of the relay.
+    bug,
+}
+
+impl Reason {
+    /// The label's value, also used in logs and in headers of the failed subject.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::webhook => "webhook",
+            Self::too_large => "too_large",
+            Self::publish => "publish",
+            Self::shutdown => "shutdown",
+            Self::bug => "bug",
+        }
+    }
+}
+
+/// All counters of one relay; a clone counts into the same ones.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    /// Messages received.
+    pub received: Counter,
+    /// Messages republished and confirmed.
+    pub relayed: Counter,
+    /// Messages not relayed, by reason.
+    pub failed: Family<FailedLabels, Counter>,
+    /// Failed messages that also could not be published on the failed subject.
+    pub failed_unpublished: Counter,
+    /// Messages waiting or being worked on.
+    pub pending: Gauge,
+    /// Their bytes.
+    pub pending_bytes: Gauge,
+    /// Messages dropped because more would have waited than the pending limits allow.
+    pub lost: Counter,
+    /// Times in which messages may have been missed: reconnects and slow-consumer drops.
+    pub gaps: Counter,
+    /// Connections made after the first.
+    pub reconnects: Counter,
+    /// Webhook calls that were not accepted and are tried again.
+    pub retries: Counter,
+    /// Message headers that HTTP does not allow.
+    pub headers_dropped: Counter,
+    /// Messages republished once more because the connection broke before the confirmation.
+    pub republished_again: Counter,
+    /// Seconds from a webhook call to its answer.
+    pub webhook_seconds: WebhookSeconds,
+}
+
+/// A histogram with buckets from 1 ms to 60 s.
+#[derive(Clone, Debug)]
+pub struct WebhookSeconds(pub Histogram);
+
+impl Default for WebhookSeconds {
+    fn default() -> Self {
+        Self(Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0]))
+    }
+}
+
+impl Metrics {
+    /// The counters in the OpenMetrics text format.
+    #[must_use]
+    pub fn encode(&self) -> String {
+        let mut registry = Registry::with_prefix("nats_webhook_relay");
+        registry.register("messages_received", "Messages received", self.received.clone());
+        registry.register("messages_relayed", "Messages republished and confirmed", self.relayed.clone());
+        registry.register("messages_failed", "Messages not relayed, by reason", self.failed.clone());
+        registry.register(
+            "messages_failed_unpublished",
+            "Failed messages that could not be published on the failed subject",
+            self.failed_unpublished.clone(),
+        );
+        registry.register("messages_pending", "Messages waiting or being worked on", self.pending.clone());
+        registry.register_with_unit(
+            "messages_pending",
+            "Size of the messages waiting or being worked on",
+            Unit::Bytes,
+            self.pending_bytes.clone(),
+        );
+        registry.register("messages_lost", "Messages dropped at the pending limits", self.lost.clone());
+        registry.register("gaps", "Times in which messages may have been missed", self.gaps.clone());
+        registry.register("reconnects", "Connections to NATS made after the first", self.reconnects.clone());
+        registry.register("webhook_retries", "Webhook calls that were not accepted and are tried again", self.retries.clone());
+        registry.register("headers_dropped", "Message headers that HTTP does not allow", self.headers_dropped.clone());
+        registry.register(
+            "messages_republished_again",
+            "Messages republished once more because their confirmation was lost",
+            self.republished_again.clone(),
+        );
+        registry.register_with_unit(
+            "webhook_call",
+            "Time from a webhook call to its answer",
+            Unit::Seconds,
+            self.webhook_seconds.0.clone(),
+        );
+        let mut text = String::new();
+        // Writing into a String does not fail.
+        let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
+        text
+    }
+}

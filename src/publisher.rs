@@ -1,0 +1,222 @@
+//! Publishing with proof: a message counts as published when the server has taken it.
+//!
+//! A publish is only queued by the client. NATS handles one connection's commands in order, so
+//! when a message to an inbox of our own comes back over the same connection, everything that
+//! was published before it has arrived. One such round trip proves all that waited for it.
+
+use crate::message::Outbound;
+use crate::metrics::Metrics;
+use crate::nats::Link;
+use crate::webhook::Accepted;
+use async_nats::{HeaderMap, PublishError, PublishErrorKind, Subject, Subscriber};
+use futures_util::StreamExt;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::bytes::Bytes;
+use tracing::{debug, warn};
+
+/// How long the start waits for the first round trip before it goes on without any.
+const FIRST_ROUND_TRIP: Duration = Duration::from_secs(10);
+
+/// Proof that the server has taken a message.
+#[must_use = "what is confirmed is to be settled"]
+pub struct Confirmed(Subject);
+
+impl Confirmed {
+    /// The subject that the message was published on.
+    pub fn subject(&self) -> &Subject {
+        &self.0
+    }
+}
+
+/// Why a message was not published.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishFailure {
+    /// The user may not publish on this subject.
+    #[error("the NATS user may not publish on {0}: grant it to the user")]
+    NotPermitted(Subject),
+    /// The message is larger than the server takes.
+    #[error("the message is larger than the server's max_payload")]
+    TooLarge,
+    /// The client refused it.
+    #[error("cannot publish: {0}")]
+    Refused(#[source] PublishError),
+}
+
+/// Publishes messages, each confirmed.
+pub struct Publisher {
+    link: Link,
+    /// `None` where the user may not use an inbox: then nothing can be proven.
+    round_trips: Option<mpsc::UnboundedSender<Waiting>>,
+    metrics: Metrics,
+}
+
+/// Somebody who has published and waits for the proof.
+struct Waiting {
+    subject: Subject,
+    /// The connection that was there before the publish.
+    generation: u64,
+    answer: oneshot::Sender<Proof>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Proof {
+    Arrived,
+    Denied,
+    /// The connection broke in between: it may have arrived or not.
+    Unknown,
+}
+
+impl Publisher {
+    /// Sets up the round trips, or says once that there can be none.
+    ///
+    /// # Errors
+    /// When the client has ended.
+    pub async fn open(link: Link, metrics: &Metrics) -> anyhow::Result<Self> {
+        let inbox = Subject::from(link.client.new_inbox());
+        let mut returns = link.client.subscribe(inbox.clone()).await?;
+        let generation = link.connected().await;
+        link.client.publish(inbox.clone(), number_to_bytes(0)).await?;
+        let round_trip = tokio::time::timeout(FIRST_ROUND_TRIP, came_back(&mut returns, 0, generation, &link));
+        let allowed = tokio::select! {
+            round_trip = round_trip => round_trip.is_ok(),
+            () = link.subscription_denied(&inbox) => false,
+            () = publish_denied(&link, &inbox) => false,
+        };
+        let round_trips = if allowed {
+            let (sender, receiver) = mpsc::unbounded_channel();
+            tokio::spawn(prove(receiver, link.clone(), inbox, returns));
+            Some(sender)
+        } else {
+            warn!("the NATS user may not publish and subscribe on _INBOX.>: relayed messages are sent but not confirmed");
+            None
+        };
+        Ok(Self { link, round_trips, metrics: metrics.clone() })
+    }
+
+    /// Publishes a message that every destination has accepted, until it is confirmed.
+    ///
+    /// # Errors
+    /// When the server or the client will not have it.
+    pub async fn republish(&self, accepted: Accepted) -> Result<Confirmed, PublishFailure> {
+        self.publish(accepted.into_relayed()).await
+    }
+
+    /// Publishes a message on the failed subject, until it is confirmed.
+    ///
+    /// # Errors
+    /// When the server or the client will not have it.
+    pub async fn publish_failed(&self, message: Outbound) -> Result<Confirmed, PublishFailure> {
+        self.publish(message).await
+    }
+
+    async fn publish(&self, message: Outbound) -> Result<Confirmed, PublishFailure> {
+        loop {
+            let generation = self.link.connected().await;
+            let Outbound { subject, headers, payload } = message.clone();
+            let published = self.link.client.publish_with_headers(subject.clone(), headers, payload).await;
+            published.map_err(|error| match error.kind() {
+                PublishErrorKind::MaxPayloadExceeded => PublishFailure::TooLarge,
+                _ => PublishFailure::Refused(error),
+            })?;
+            match self.round_trip(subject, generation).await {
+                Proof::Arrived => return Ok(Confirmed(message.subject)),
+                Proof::Denied => return Err(PublishFailure::NotPermitted(message.subject)),
+                Proof::Unknown => {
+                    self.metrics.republished_again.inc();
+                    debug!(subject = %message.subject, "connection lost before the confirmation, publishing again");
+                }
+            }
+        }
+    }
+
+    /// Whether the user may publish below `prefix`, without sending anything to subscribers.
+    ///
+    /// nats-server 2.11 and later check the permission of a message that is only traced
+    /// (`Nats-Trace-Only`, ADR-41) and deliver it to nobody. Of older servers nothing is asked.
+    pub async fn may_publish(&self, prefix: &crate::subject::Prefix) -> bool {
+        if self.round_trips.is_none() || !self.link.server_is_at_least(2, 11) {
+            return true;
+        }
+        let subject = Subject::from(prefix.subject("nats-webhook-relay-permission-check"));
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Trace-Dest", self.link.client.new_inbox());
+        headers.insert("Nats-Trace-Only", "true");
+        let generation = self.link.connected().await;
+        let sent = self.link.client.publish_with_headers(subject.clone(), headers, Bytes::new()).await;
+        sent.is_err() || self.round_trip(subject, generation).await != Proof::Denied
+    }
+
+    /// Returns when the server has handled all that was sent before.
+    pub async fn handled(&self) {
+        let generation = self.link.connected().await;
+        self.round_trip(Subject::from_static(""), generation).await;
+    }
+
+    async fn round_trip(&self, subject: Subject, generation: u64) -> Proof {
+        let Some(round_trips) = &self.round_trips else {
+            // The socket's flush is all there is.
+            let flushed = self.link.client.flush().await.is_ok();
+            return match (self.link.take_denied_publish(&subject), flushed && self.link.generation() == generation) {
+                (true, _) => Proof::Denied,
+                (false, true) => Proof::Arrived,
+                (false, false) => Proof::Unknown,
+            };
+        };
+        let (answer, proof) = oneshot::channel();
+        let _ = round_trips.send(Waiting { subject, generation, answer });
+        proof.await.unwrap_or(Proof::Unknown)
+    }
+}
+
+/// Makes round trips for as long as somebody waits: while one is under way, those who come
+/// gather for the next.
+async fn prove(mut waiting: mpsc::UnboundedReceiver<Waiting>, link: Link, inbox: Subject, mut returns: Subscriber) {
+    let mut batch = Vec::new();
+    let mut number = 0;
+    while waiting.recv_many(&mut batch, 4096).await > 0 {
+        number += 1;
+        let generation = link.generation();
+        let sent = link.client.publish(inbox.clone(), number_to_bytes(number)).await.is_ok();
+        let came_back = sent && came_back(&mut returns, number, generation, &link).await;
+        let doubtful = link.may_have_missed_denials();
+        for waiting in batch.drain(..) {
+            let proof = if link.take_denied_publish(&waiting.subject) || doubtful {
+                Proof::Denied
+            } else if came_back && waiting.generation == generation {
+                Proof::Arrived
+            } else {
+                Proof::Unknown
+            };
+            let _ = waiting.answer.send(proof);
+        }
+        if waiting.is_empty() {
+            link.forget_denied_publishes();
+        }
+    }
+}
+
+/// Waits for message `number` of the inbox; false when the connection was replaced before.
+async fn came_back(returns: &mut Subscriber, number: u64, generation: u64, link: &Link) -> bool {
+    loop {
+        tokio::select! {
+            biased;
+            message = returns.next() => match message {
+                Some(message) if message.payload == number_to_bytes(number) => return link.generation() == generation,
+                Some(_) => {}
+                None => return false,
+            },
+            () = link.replaced(generation) => return false,
+        }
+    }
+}
+
+async fn publish_denied(link: &Link, subject: &str) {
+    while !link.take_denied_publish(subject) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn number_to_bytes(number: u64) -> Bytes {
+    Bytes::copy_from_slice(&number.to_be_bytes())
+}

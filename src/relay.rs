@@ -1,0 +1,217 @@
+//! One message's way: prepare, deliver, republish, settle. Read [`Relay::relay`] first.
+//!
+//! Nothing is republished that was not accepted: `republish` takes an `Accepted`, which only
+//! an answer of 2xx from every destination makes. Nothing counts as relayed that was not
+//! confirmed: `relay` returns a `Confirmed`, which only the publisher's proof makes.
+
+use crate::config::Config;
+use crate::headers;
+use crate::lane::{Lanes, Slot};
+use crate::message::{Message, Outbound};
+use crate::metrics::{FailedLabels, Metrics, Reason};
+use crate::publisher::{Confirmed, PublishFailure, Publisher};
+use crate::subject::{MAX_SUBJECT_BYTES, Prefix};
+use crate::webhook::{Delivery, Undelivered, Webhook};
+use async_nats::header::NATS_MESSAGE_ID;
+use futures_util::FutureExt;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::SystemTime;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+/// Everything that relaying needs, shared by all lanes.
+pub struct Relay {
+    listen: Prefix,
+    relayed: Prefix,
+    failed: Option<Prefix>,
+    limit: Arc<Semaphore>,
+    webhook: Webhook,
+    publisher: Publisher,
+    max_payload: Box<dyn Fn() -> usize + Send + Sync>,
+    metrics: Metrics,
+    /// What has been received and not been settled.
+    pub lanes: Lanes,
+    /// Cancelled when no lane may go on.
+    pub halt: CancellationToken,
+}
+
+/// Why a message was not relayed.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// Too large to be republished.
+    #[error("the relayed message would have {size} bytes with its headers, the server takes {limit} (max_payload)")]
+    TooLarge {
+        /// Its size.
+        size: usize,
+        /// The server's `max_payload`.
+        limit: usize,
+    },
+    /// Its subject is too long to be republished.
+    #[error("the relayed subject would have {0} bytes, at most {MAX_SUBJECT_BYTES} can be published")]
+    SubjectTooLong(usize),
+    /// A destination did not accept it.
+    #[error("{0}")]
+    Webhook(Undelivered),
+    /// It was accepted and could not be republished.
+    #[error("accepted by the webhook, but not republished: {0}")]
+    Publish(#[source] PublishFailure),
+    /// The relay was told to stop.
+    #[error("the relay was stopped before the message was relayed")]
+    Shutdown,
+    /// A bug of the relay.
+    #[error("the relay failed on this message; please report it")]
+    Bug,
+}
+
+impl Relay {
+    /// Puts the parts together.
+    pub fn new(config: &Config, webhook: Webhook, publisher: Publisher, link: &crate::nats::Link, metrics: &Metrics) -> Self {
+        let client = link.client.clone();
+        Self {
+            listen: config.listen.clone(),
+            relayed: config.relayed.clone(),
+            failed: config.failed.clone(),
+            limit: Arc::new(Semaphore::new(config.max_in_flight)),
+            webhook,
+            publisher,
+            max_payload: Box::new(move || client.max_payload()),
+            metrics: metrics.clone(),
+            lanes: Lanes::default(),
+            halt: CancellationToken::new(),
+        }
+    }
+
+    /// Takes a message in: it waits in its lane until those before it are settled.
+    pub fn receive(self: &Arc<Self>, message: Message) {
+        info!(subject = %message.subject, id = %message.id, bytes = message.payload.len(), "received");
+        let mut next = self.lanes.push(message);
+        if next.is_some() {
+            let relay = self.clone();
+            tokio::spawn(async move {
+                while let Some(message) = next {
+                    let relayed = AssertUnwindSafe(relay.relay(&message)).catch_unwind();
+                    let Some(result) = relay.halt.run_until_cancelled(relayed).await else { return };
+                    relay.settle(&message, result.unwrap_or(Err(Failure::Bug))).await;
+                    next = relay.lanes.settled(&message);
+                }
+            });
+        }
+    }
+
+    /// One message from NATS to the webhook and back to NATS.
+    async fn relay(&self, message: &Message) -> Result<Confirmed, Failure> {
+        let slot = Slot::new(self.limit.clone());
+        let working = slot.enter().await;
+        let delivery = self.prepare(message)?;
+        let accepted = self.webhook.deliver(delivery, &slot, working).await.map_err(Failure::Webhook)?;
+        self.publisher.republish(accepted).await.map_err(Failure::Publish)
+    }
+
+    /// What will be sent to the webhook, and what will be republished once that is accepted.
+    /// Whatever can be known to fail fails here, before the message has had any effect.
+    fn prepare(&self, message: &Message) -> Result<Delivery, Failure> {
+        let tail = self.listen.tail(&message.subject).unwrap_or(&message.subject);
+        let subject = self.relayed.subject(tail);
+        if subject.len() > MAX_SUBJECT_BYTES {
+            return Err(Failure::SubjectTooLong(subject.len()));
+        }
+        let headers = headers::to_relayed(&message.headers);
+        let mut relayed = Outbound { subject: subject.into(), headers, payload: message.payload.clone() };
+        let limit = (self.max_payload)();
+        if relayed.size() > limit {
+            return Err(Failure::TooLarge { size: relayed.size(), limit });
+        }
+        relayed.headers.insert(NATS_MESSAGE_ID, message.id.to_string());
+        if relayed.size() > limit {
+            // Of a message that fills max_payload to the brim, the copy goes without an id.
+            relayed.headers = headers::to_relayed(&message.headers);
+        }
+        Ok(Delivery::new(message, relayed, &self.metrics))
+    }
+
+    /// Counts and logs what became of a message; a failed one goes to the failed subject.
+    pub async fn settle(&self, message: &Message, result: Result<Confirmed, Failure>) {
+        match result {
+            Ok(confirmed) => {
+                self.metrics.relayed.inc();
+                info!(subject = %message.subject, id = %message.id, relayed = %confirmed.subject(), "relayed");
+            }
+            Err(failure) => {
+                self.metrics.failed.get_or_create(&FailedLabels { reason: failure.reason() }).inc();
+                error!(subject = %message.subject, id = %message.id, reason = failure.label(), error = %failure, "not relayed");
+                self.publish_failed(message, &failure).await;
+            }
+        }
+    }
+
+    async fn publish_failed(&self, message: &Message, failure: &Failure) {
+        let Some(prefix) = &self.failed else { return };
+        let tail = self.listen.tail(&message.subject).unwrap_or(&message.subject);
+        let letter = dead_letter(prefix.subject(tail), message, failure, (self.max_payload)());
+        if let Err(error) = self.publisher.publish_failed(letter).await {
+            self.metrics.failed_unpublished.inc();
+            error!(subject = %message.subject, id = %message.id, %error, "failed message not published on the failed subject");
+        }
+    }
+}
+
+impl Failure {
+    fn reason(&self) -> Reason {
+        match self {
+            Self::Webhook(_) => Reason::webhook,
+            Self::TooLarge { .. } | Self::SubjectTooLong(_) => Reason::too_large,
+            Self::Publish(_) => Reason::publish,
+            Self::Shutdown => Reason::shutdown,
+            Self::Bug => Reason::bug,
+        }
+    }
+
+    fn label(&self) -> &'static str {
+        self.reason().label()
+    }
+}
+
+/// The original message with headers that say why it was not relayed.
+fn dead_letter(subject: String, message: &Message, failure: &Failure, limit: usize) -> Outbound {
+    let mut headers = headers::to_relayed(&message.headers);
+    let mut set = |name: &str, value: &dyn std::fmt::Display| headers.insert(name, one_line(&value.to_string()));
+    set("Relay-Subject", &message.subject);
+    set("Relay-Id", &message.id);
+    set("Relay-Reason", &failure.label());
+    set("Relay-Error", failure);
+    set("Relay-Time", &humantime::format_rfc3339_millis(SystemTime::now()));
+    if let Failure::Webhook(Undelivered(refusals)) = failure {
+        for name in ["Relay-Destination", "Relay-Status", "Relay-Attempts", "Relay-Destination-Error"] {
+            // What an earlier relay wrote does not belong to this failure.
+            headers.insert(name, "");
+        }
+        for (index, refusal) in refusals.iter().enumerate() {
+            let status = refusal.status.map_or_else(|| "none".to_owned(), |status| status.as_u16().to_string());
+            for (name, value) in [
+                ("Relay-Destination", refusal.destination.clone()),
+                ("Relay-Status", status),
+                ("Relay-Attempts", refusal.attempts.to_string()),
+                ("Relay-Destination-Error", one_line(&refusal.error)),
+            ] {
+                match index {
+                    0 => headers.insert(name, value),
+                    _ => headers.append(name, value),
+                }
+            }
+        }
+    }
+    let mut letter = Outbound { subject: subject.into(), headers, payload: message.payload.clone() };
+    if letter.size() > limit {
+        // Better to know what failed and why than to know nothing: the payload gives way.
+        letter.headers.insert("Relay-Payload-Omitted", message.payload.len().to_string());
+        letter.payload.clear();
+    }
+    letter
+}
+
+/// A text without what a NATS header can not hold.
+fn one_line(text: &str) -> String {
+    text.replace(|character: char| character.is_control(), " ")
+}

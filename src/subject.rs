@@ -1,0 +1,190 @@
+//! The pure arithmetic of subjects: what a prefix is, what lies under it, and how a subject
+//! moves from one prefix to another.
+//!
+//! A prefix is always whole tokens: `cms.cache` covers `cms.cache.article` and never
+//! `cms.cachet`. Nothing here knows a connection or a message.
+
+use std::fmt;
+
+/// The longest subject that is published. nats-server closes a connection that sends a
+/// control line above 4096 bytes (`max_control_line`); the rest is room for the verb and sizes.
+pub const MAX_SUBJECT_BYTES: usize = 4000;
+
+/// One or more literal tokens that subjects begin with, such as `cms.cache`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prefix(String);
+
+/// Why a text is not a [`Prefix`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PrefixError {
+    /// Nothing, or only white space.
+    #[error("it is empty")]
+    Empty,
+    /// `*` or `>` anywhere.
+    #[error("it has a wildcard (* or >); the relay itself listens on everything below the prefix")]
+    Wildcard,
+    /// White space or a control character anywhere.
+    #[error("it has white space or a control character")]
+    WhiteSpace,
+    /// A dot at the start or the end, or two in a row.
+    #[error("it has an empty token (a dot at its start or end, or two in a row)")]
+    EmptyToken,
+    /// No room would be left for the rest of a subject.
+    #[error("it is longer than 1000 bytes")]
+    TooLong,
+}
+
+impl Prefix {
+    /// Reads a prefix.
+    ///
+    /// # Errors
+    /// Names the first rule that `text` breaks.
+    pub fn parse(text: &str) -> Result<Self, PrefixError> {
+        if text.is_empty() {
+            Err(PrefixError::Empty)
+        } else if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            Err(PrefixError::WhiteSpace)
+        } else if text.contains(['*', '>']) {
+            Err(PrefixError::Wildcard)
+        } else if text.split('.').any(str::is_empty) {
+            Err(PrefixError::EmptyToken)
+        } else if text.len() > 1000 {
+            Err(PrefixError::TooLong)
+        } else {
+            Ok(Self(text.to_owned()))
+        }
+    }
+
+    /// The subject to subscribe to: everything below the prefix.
+    #[must_use]
+    pub fn wildcard(&self) -> String {
+        format!("{}.>", self.0)
+    }
+
+    /// What of `subject` lies below the prefix, without the dot between; `None` where it is
+    /// not below it. The prefix itself is not below itself.
+    #[must_use]
+    pub fn tail<'a>(&self, subject: &'a str) -> Option<&'a str> {
+        let tail = subject.strip_prefix(self.0.as_str())?.strip_prefix('.')?;
+        (!tail.is_empty()).then_some(tail)
+    }
+
+    /// The subject that has `tail` below this prefix.
+    #[must_use]
+    pub fn subject(&self, tail: &str) -> String {
+        format!("{}.{tail}", self.0)
+    }
+
+    /// Whether one of the two is equal to, below or above the other, so that a message
+    /// published under one could be received under the other.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self == other || self.tail(&other.0).is_some() || other.tail(&self.0).is_some()
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn prefix(text: &str) -> Prefix {
+        Prefix::parse(text).unwrap()
+    }
+
+    #[test]
+    fn a_prefix_is_literal_whole_tokens() {
+        for (text, expected) in [
+            ("", PrefixError::Empty),
+            ("cms.*", PrefixError::Wildcard),
+            ("cms.>", PrefixError::Wildcard),
+            ("c*s", PrefixError::Wildcard),
+            ("cms cache", PrefixError::WhiteSpace),
+            ("cms\u{0}", PrefixError::WhiteSpace),
+            (" ", PrefixError::WhiteSpace),
+            (".cms", PrefixError::EmptyToken),
+            ("cms.", PrefixError::EmptyToken),
+            ("cms..cache", PrefixError::EmptyToken),
+        ] {
+            assert_eq!(Prefix::parse(text), Err(expected), "{text:?}");
+        }
+        assert_eq!(Prefix::parse(&"a".repeat(1001)), Err(PrefixError::TooLong));
+        for text in ["cms", "cms.cache", "größe.$x", "a-b_c/d"] {
+            assert_eq!(prefix(text).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn only_the_leading_prefix_is_replaced_and_only_at_a_token_boundary() {
+        let listen = prefix("cms.cache");
+        let relayed = prefix("relayed.cache");
+        for (subject, expected) in [
+            ("cms.cache.article.42", Some("relayed.cache.article.42")),
+            ("cms.cache.cms.cache.x", Some("relayed.cache.cms.cache.x")),
+            ("cms.cache.a.*.>", Some("relayed.cache.a.*.>")),
+            ("cms.cachet.article", None),
+            ("cms.cache", None),
+            ("cms.cache.", None),
+            ("xcms.cache.article", None),
+            ("CMS.cache.article", None),
+        ] {
+            let moved = listen.tail(subject).map(|tail| relayed.subject(tail));
+            assert_eq!(moved.as_deref(), expected, "{subject}");
+        }
+    }
+
+    #[test]
+    fn prefixes_overlap_when_one_could_receive_the_other() {
+        for (a, b, expected) in [
+            ("cms.cache", "cms.cache", true),
+            ("cms.cache", "cms.cache.relayed", true),
+            ("cms.cache", "cms", true),
+            ("cms.cache", "cms.cachet", false),
+            ("cms.cache", "relayed.cache", false),
+        ] {
+            assert_eq!(prefix(a).overlaps(&prefix(b)), expected, "{a} {b}");
+            assert_eq!(prefix(b).overlaps(&prefix(a)), expected, "{b} {a}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_never_panics_and_what_it_accepts_is_sound(text in any::<String>()) {
+            if let Ok(prefix) = Prefix::parse(&text) {
+                prop_assert_eq!(prefix.to_string(), text.clone());
+                prop_assert!(!text.contains(['*', '>', ' ', '\r', '\n']));
+                prop_assert!(text.split('.').all(|token| !token.is_empty()));
+            }
+        }
+
+        #[test]
+        fn moving_there_and_back_is_the_identity(
+            from in "[a-z]{1,5}(\\.[a-z]{1,5}){0,3}",
+            to in "[a-z]{1,5}(\\.[a-z]{1,5}){0,3}",
+            tail in "[^\\s\\.]{1,8}(\\.[^\\s\\.]{1,8}){0,4}",
+        ) {
+            let (from, to) = (prefix(&from), prefix(&to));
+            let subject = from.subject(&tail);
+            let moved = to.subject(from.tail(&subject).unwrap());
+            prop_assert_eq!(to.tail(&moved), Some(tail.as_str()));
+            prop_assert_eq!(from.subject(to.tail(&moved).unwrap()), subject);
+        }
+
+        #[test]
+        fn a_tail_is_below_its_prefix_whatever_the_subject(text in any::<String>()) {
+            let listen = prefix("cms.cache");
+            if let Some(tail) = listen.tail(&text) {
+                prop_assert_eq!(listen.subject(tail), text.clone());
+                prop_assert!(!tail.is_empty());
+            } else {
+                prop_assert!(!text.starts_with("cms.cache.") || text == "cms.cache.");
+            }
+        }
+    }
+}

@@ -1,0 +1,422 @@
+//! Delivery: POST a message to every destination until all have accepted it.
+//!
+//! Owns the verdict on an answer, the retries, and the one way to an [`Accepted`]: nothing
+//! else can make that value, and nothing is republished without it. What is said about a
+//! destination that is down is in `outage.rs`.
+
+use crate::config;
+use crate::destination::Destination;
+use crate::headers;
+use crate::lane::{Slot, Working};
+use crate::message::{Id, Message, Outbound};
+use crate::metrics::Metrics;
+use crate::outage::Outage;
+use anyhow::Context;
+use futures_util::future::join_all;
+use reqwest::header::{self, HeaderMap, HeaderValue};
+use reqwest::{Client, Method, Request, Response, StatusCode};
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::bytes::Bytes;
+use tracing::{debug, info};
+
+/// The first wait between attempts; it doubles with each, up to [`LONGEST_BACKOFF`].
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
+/// The longest that `Retry-After` is obeyed.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
+/// How much of an answer's body is read, for the sake of the connection's reuse.
+const BODY_CAP: usize = 64 * 1024;
+/// Shorter than the 5 s after which Node closes an idle connection, so that we rarely write
+/// into one that is being closed.
+const POOL_IDLE: Duration = Duration::from_secs(4);
+
+/// The configured destinations.
+pub struct Webhook {
+    endpoints: Vec<Endpoint>,
+    timeout: Duration,
+    max_attempts: u32,
+    retry_status: Vec<StatusCode>,
+    metrics: Metrics,
+}
+
+struct Endpoint {
+    destination: Destination,
+    client: Client,
+    /// A request with URL, fixed headers and, from the URL's user info, basic auth.
+    template: Request,
+    outage: Outage,
+}
+
+/// One message as the webhook gets it, together with what is republished once it is accepted.
+pub struct Delivery {
+    subject: String,
+    id: Id,
+    headers: HeaderMap,
+    body: Bytes,
+    relayed: Outbound,
+}
+
+impl Delivery {
+    /// Maps `message` to HTTP; `relayed` stays locked up until every destination has accepted.
+    #[must_use]
+    pub fn new(message: &Message, relayed: Outbound, metrics: &Metrics) -> Self {
+        let (mut headers, illegal) = headers::to_http(&message.headers);
+        if illegal > 0 {
+            metrics.headers_dropped.inc_by(illegal);
+            debug!(subject = %message.subject, id = %message.id, headers = illegal, "dropped headers that HTTP does not allow");
+        }
+        headers.entry(header::CONTENT_TYPE).or_insert(HeaderValue::from_static("application/json"));
+        headers.insert(headers::NATS_SUBJECT, headers::value(&message.subject));
+        headers.insert(headers::WEBHOOK_ID, headers::value(&message.id.to_string()));
+        Self { subject: message.subject.to_string(), id: message.id.clone(), headers, body: message.payload.clone(), relayed }
+    }
+}
+
+/// Proof that every destination answered 2xx for the message inside.
+#[must_use = "an accepted message is to be republished"]
+pub struct Accepted(Outbound);
+
+impl Accepted {
+    /// The message that may now be republished.
+    pub fn into_relayed(self) -> Outbound {
+        self.0
+    }
+}
+
+/// What became of a message at the destinations that did not accept it.
+#[derive(Debug)]
+pub struct Undelivered(pub Vec<Refusal>);
+
+/// One destination's last word.
+#[derive(Debug)]
+pub struct Refusal {
+    /// The destination, without secrets.
+    pub destination: String,
+    /// The last answer's status; `None` when there was none.
+    pub status: Option<StatusCode>,
+    /// What went wrong, for a person.
+    pub error: String,
+    /// How often it was called.
+    pub attempts: u32,
+}
+
+impl fmt::Display for Undelivered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, refusal) in self.0.iter().enumerate() {
+            let separator = if index > 0 { "; " } else { "" };
+            write!(f, "{separator}{}: {} ({} attempts)", refusal.destination, refusal.error, refusal.attempts)?;
+        }
+        Ok(())
+    }
+}
+
+/// What one call came to.
+struct Attempt {
+    /// The answer's status, or why there was none.
+    answer: Result<StatusCode, String>,
+    retry_after: Option<Duration>,
+    location: Option<String>,
+}
+
+/// What an answer means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The destination has the message.
+    Accepted,
+    /// It may take it later.
+    Retry,
+    /// It will not take it.
+    Refused,
+}
+
+/// The verdict on a call: its status, or `None` when there was no answer.
+#[must_use]
+pub fn verdict(status: Option<StatusCode>, retry_status: &[StatusCode]) -> Verdict {
+    match status.map(|status| status.as_u16()) {
+        Some(200..=299) => Verdict::Accepted,
+        None | Some(408 | 425 | 429 | 500..=599) => Verdict::Retry,
+        _ if status.is_some_and(|status| retry_status.contains(&status)) => Verdict::Retry,
+        Some(_) => Verdict::Refused,
+    }
+}
+
+impl Webhook {
+    /// Prepares a client for each destination.
+    ///
+    /// # Errors
+    /// When TLS can not be set up on this machine.
+    pub fn new(config: &config::Webhook, metrics: &Metrics) -> anyhow::Result<Self> {
+        let endpoints = config.destinations.iter().map(|destination| {
+            let client = client(destination, config).with_context(|| format!("cannot set up a client for {destination}"))?;
+            let mut template = client
+                .post(destination.url().clone())
+                .build()
+                .map_err(reqwest::Error::without_url)
+                .with_context(|| format!("cannot make a request for {destination}"))?;
+            for name in config.headers.keys() {
+                template.headers_mut().remove(name);
+            }
+            for (name, value) in &config.headers {
+                template.headers_mut().append(name, value.clone());
+            }
+            Ok(Endpoint { outage: Outage::new(destination), destination: destination.clone(), client, template })
+        });
+        Ok(Self {
+            endpoints: endpoints.collect::<anyhow::Result<_>>()?,
+            timeout: config.timeout,
+            max_attempts: config.max_attempts,
+            retry_status: config.retry_status.clone(),
+            metrics: metrics.clone(),
+        })
+    }
+
+    /// Calls all destinations side by side, each until it has accepted or will not.
+    ///
+    /// # Errors
+    /// The destinations that did not accept, when all have come to an end.
+    pub async fn deliver(&self, delivery: Delivery, slot: &Slot, working: Working) -> Result<Accepted, Undelivered> {
+        let calls: Vec<_> = self.endpoints.iter().map(|endpoint| self.deliver_to(endpoint, &delivery, slot, working.clone())).collect();
+        drop(working);
+        let refusals: Vec<_> = join_all(calls).await.into_iter().filter_map(Result::err).collect();
+        if refusals.is_empty() { Ok(Accepted(delivery.relayed)) } else { Err(Undelivered(refusals)) }
+    }
+
+    async fn deliver_to(&self, endpoint: &Endpoint, delivery: &Delivery, slot: &Slot, mut working: Working) -> Result<(), Refusal> {
+        let mut attempt = 1;
+        loop {
+            let called = Instant::now();
+            // Boxed, so that a message that waits for a retry is small.
+            let outcome = Box::pin(endpoint.call(delivery, self.timeout)).await;
+            drop(working);
+            let elapsed = called.elapsed();
+            self.metrics.webhook_seconds.0.observe(elapsed.as_secs_f64());
+
+            let status = outcome.answer.as_ref().ok().copied();
+            let verdict = verdict(status, &self.retry_status);
+            let answered = |message: &'static str| {
+                info!(
+                    subject = %delivery.subject, id = %delivery.id, destination = %endpoint.destination,
+                    status = status.map(|status| status.as_u16()), elapsed_ms = elapsed.as_millis() as u64, attempt, "{message}"
+                );
+            };
+            if verdict == Verdict::Accepted {
+                answered("answered");
+                endpoint.outage.ended();
+                return Ok(());
+            }
+            let error = outcome.describe();
+            if verdict == Verdict::Refused || attempt >= self.max_attempts {
+                return Err(Refusal { destination: endpoint.destination.to_string(), status, error, attempts: attempt });
+            }
+            self.metrics.retries.inc();
+            let wait = outcome.retry_after.unwrap_or_else(|| backoff(attempt));
+            debug!(
+                subject = %delivery.subject, id = %delivery.id, destination = %endpoint.destination, attempt, %error,
+                wait_ms = wait.as_millis() as u64, "not accepted, trying again"
+            );
+            endpoint.outage.failed(&error);
+            tokio::time::sleep(wait).await;
+            working = slot.enter().await;
+            attempt += 1;
+        }
+    }
+}
+
+impl Endpoint {
+    async fn call(&self, delivery: &Delivery, timeout: Duration) -> Attempt {
+        let mut request = Request::new(Method::POST, self.template.url().clone());
+        *request.headers_mut() = self.headers(delivery);
+        *request.body_mut() = Some(delivery.body.clone().into());
+        let deadline = Instant::now() + timeout;
+        match timeout_at(deadline, self.client.execute(request)).await {
+            Err(_) => Attempt::unanswered(format!("no answer within {}", humantime::format_duration(timeout))),
+            Ok(Err(error)) => Attempt::unanswered(self.explain(&error)),
+            Ok(Ok(mut response)) => {
+                // The status is the answer. The rest is read so that the connection can be used
+                // again and the endpoint has finished; whatever happens to it changes nothing.
+                let _ = timeout_at(deadline, drain(&mut response)).await;
+                Attempt {
+                    answer: Ok(response.status()),
+                    retry_after: retry_after(response.headers(), SystemTime::now()),
+                    location: response.headers().get(header::LOCATION).and_then(|location| self.redirection(location)),
+                }
+            }
+        }
+    }
+
+    /// The delivery's headers, over them those that the operator fixed.
+    fn headers(&self, delivery: &Delivery) -> HeaderMap {
+        let mut headers = delivery.headers.clone();
+        for name in self.template.headers().keys() {
+            headers.remove(name);
+        }
+        for (name, value) in self.template.headers() {
+            headers.append(name, value.clone());
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        headers.insert(headers::WEBHOOK_TIMESTAMP, HeaderValue::from(now));
+        headers
+    }
+
+    /// Where a redirect points, without secrets.
+    fn redirection(&self, location: &HeaderValue) -> Option<String> {
+        let url = self.destination.url().join(location.to_str().ok()?).ok()?;
+        Some(Destination::parse(url.as_str())?.to_string())
+    }
+
+    /// Why there was no answer, in words that help. reqwest's own text shows the URL with its query.
+    fn explain(&self, error: &reqwest::Error) -> String {
+        let authority = self.destination.authority();
+        let mut causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
+        let io = causes.clone().find_map(|cause| cause.downcast_ref::<std::io::Error>()).map(std::io::Error::kind);
+        let texts: Vec<_> = causes.by_ref().map(ToString::to_string).collect();
+        let detail = texts.last().map_or_else(|| "unknown error".to_owned(), |text| text.escape_debug().to_string());
+        if error.is_connect() {
+            if io == Some(std::io::ErrorKind::ConnectionRefused) {
+                format!("nothing listens on {authority}: is the frontend running?")
+            } else if error.is_timeout() {
+                format!("no connection to {authority} within the connect time-out")
+            } else if texts.iter().any(|text| text.contains("dns error")) {
+                format!("cannot find the host {}: {detail}", self.destination.host())
+            } else {
+                format!("cannot connect to {authority}: {detail}")
+            }
+        } else {
+            format!("no usable answer from {authority}: {detail}")
+        }
+    }
+}
+
+impl Attempt {
+    fn unanswered(error: String) -> Self {
+        Self { answer: Err(error), retry_after: None, location: None }
+    }
+
+    fn describe(&self) -> String {
+        match (&self.answer, &self.location) {
+            (Err(error), _) => error.clone(),
+            (Ok(status), Some(location)) if status.is_redirection() => {
+                format!("answered {status} to {location}; redirects are not followed, so set WEBHOOK_DESTINATION to the final URL")
+            }
+            (Ok(status), _) => format!("answered {status}"),
+        }
+    }
+}
+
+/// Reads up to [`BODY_CAP`] bytes of an answer and forgets them.
+async fn drain(response: &mut Response) {
+    let mut read = 0;
+    while let Ok(Some(chunk)) = response.chunk().await {
+        read += chunk.len();
+        if read > BODY_CAP {
+            return;
+        }
+    }
+}
+
+/// The wait before the attempt after `attempt`: exponential, with full jitter.
+fn backoff(attempt: u32) -> Duration {
+    let doubled = FIRST_BACKOFF.saturating_mul(1 << (attempt - 1).min(16)).min(LONGEST_BACKOFF);
+    doubled.mul_f64(fastrand::f64())
+}
+
+/// `Retry-After` (RFC 9110, section 10.2.3): seconds or a date, at most [`LONGEST_RETRY_AFTER`].
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = match text.parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default(),
+    };
+    Some(wait.min(LONGEST_RETRY_AFTER))
+}
+
+fn client(destination: &Destination, config: &config::Webhook) -> reqwest::Result<Client> {
+    let mut builder = Client::builder()
+        .user_agent(concat!("nats-webhook-relay/", env!("CARGO_PKG_VERSION")))
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .connect_timeout(config.connect_timeout)
+        .pool_idle_timeout(POOL_IDLE)
+        .tcp_nodelay(true);
+    if destination.is_loopback() {
+        builder = builder.no_proxy();
+    }
+    if destination.is_localhost() {
+        // Whichever of the two families the frontend listens on, and whatever /etc/hosts says.
+        let both = [SocketAddr::from((Ipv6Addr::LOCALHOST, 0)), SocketAddr::from((Ipv4Addr::LOCALHOST, 0))];
+        builder = builder.resolve_to_addrs(destination.host(), &both);
+    }
+    builder.build().map_err(reqwest::Error::without_url)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verdicts() {
+        let retry_status = [StatusCode::NOT_FOUND];
+        for (status, expected) in [
+            (200, Verdict::Accepted),
+            (201, Verdict::Accepted),
+            (204, Verdict::Accepted),
+            (299, Verdict::Accepted),
+            (301, Verdict::Refused),
+            (304, Verdict::Refused),
+            (308, Verdict::Refused),
+            (400, Verdict::Refused),
+            (401, Verdict::Refused),
+            (404, Verdict::Retry),
+            (408, Verdict::Retry),
+            (410, Verdict::Refused),
+            (413, Verdict::Refused),
+            (425, Verdict::Retry),
+            (429, Verdict::Retry),
+            (431, Verdict::Refused),
+            (500, Verdict::Retry),
+            (501, Verdict::Retry),
+            (503, Verdict::Retry),
+            (599, Verdict::Retry),
+            (600, Verdict::Refused),
+            (999, Verdict::Refused),
+        ] {
+            let status = StatusCode::from_u16(status).unwrap();
+            assert_eq!(verdict(Some(status), &retry_status), expected, "{status}");
+        }
+        assert_eq!(verdict(Some(StatusCode::NOT_FOUND), &[]), Verdict::Refused);
+        assert_eq!(verdict(None, &[]), Verdict::Retry);
+    }
+
+    #[test]
+    fn backoff_doubles_up_to_its_limit_with_full_jitter() {
+        for (attempt, limit) in [(1, 100), (2, 200), (5, 1600), (9, 25_600), (10, 30_000), (1_000_000, 30_000)] {
+            let limit = Duration::from_millis(limit);
+            let waits: Vec<_> = std::iter::repeat_with(|| backoff(attempt)).take(400).collect();
+            assert!(waits.iter().all(|wait| *wait <= limit), "{attempt}");
+            assert!(waits.iter().any(|wait| *wait > limit / 2) && waits.iter().any(|wait| *wait < limit / 4), "{attempt}");
+        }
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date_and_clamped() {
+        let now = UNIX_EPOCH + Duration::from_secs(784_111_777);
+        for (text, expected) in [
+            ("0", Some(0)),
+            (" 7 ", Some(7)),
+            ("3600", Some(300)),
+            ("Sun, 06 Nov 1994 08:49:47 GMT", Some(10)),
+            ("Sun, 06 Nov 1994 08:49:30 GMT", Some(0)),
+            ("Mon, 06 Nov 2090 08:49:37 GMT", Some(300)),
+            ("-1", None),
+            ("soon", None),
+            ("99999999999999999999999", None),
+        ] {
+            let headers = HeaderMap::from_iter([(header::RETRY_AFTER, HeaderValue::from_static(text))]);
+            assert_eq!(retry_after(&headers, now), expected.map(Duration::from_secs), "{text}");
+        }
+        assert_eq!(retry_after(&HeaderMap::new(), now), None);
+    }
+}
