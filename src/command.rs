@@ -42,6 +42,8 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     log::start(&config.log);
     unknown.iter().for_each(|variable| warn!(variable, "unknown variable"));
 
+    // For both clients; a second call would find it installed, which is as good.
+    let _ = async_nats::rustls::crypto::ring::default_provider().install_default();
     // One thread: what it does per message is short, waking other threads would cost more than
     // they would gain, and the order of events from NATS is kept (see `nats`).
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

@@ -1,0 +1,188 @@
+//! Real HTTP endpoints: a well-behaved one that records, and a raw one that answers any bytes.
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::Request;
+use axum::response::Response;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// One call as an endpoint saw it.
+#[derive(Clone, Debug)]
+pub struct Call {
+    pub method: String,
+    pub path: String,
+    pub headers: axum::http::HeaderMap,
+    pub body: Bytes,
+    pub at: Instant,
+    /// When the answer was handed to the HTTP server; `None` while it is being worked out.
+    pub answered_at: Option<Instant>,
+}
+
+impl Call {
+    pub fn subject(&self) -> &str {
+        self.header("nats-subject")
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| std::str::from_utf8(value.as_bytes()).unwrap())
+    }
+}
+
+/// What an endpoint does with a call.
+pub struct Reply {
+    pub status: u16,
+    pub headers: Vec<(&'static str, String)>,
+    pub body: Vec<u8>,
+    pub after: Duration,
+}
+
+impl Reply {
+    pub fn status(status: u16) -> Self {
+        Self { status, headers: Vec::new(), body: Vec::new(), after: Duration::ZERO }
+    }
+
+    pub fn ok() -> Self {
+        Self::status(200)
+    }
+
+    pub fn after(mut self, after: Duration) -> Self {
+        self.after = after;
+        self
+    }
+
+    pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+}
+
+/// An HTTP server on a free port.
+pub struct Endpoint {
+    pub port: u16,
+    calls: Arc<Mutex<Vec<Call>>>,
+    server: tokio::task::JoinHandle<()>,
+}
+
+impl Endpoint {
+    /// Answers every call with what `reply` makes of it.
+    pub async fn start(reply: impl Fn(&Call) -> Reply + Send + Sync + 'static) -> Self {
+        Self::on(TcpListener::bind("127.0.0.1:0").await.unwrap(), reply)
+    }
+
+    /// Answers every call with 200.
+    pub async fn ok() -> Self {
+        Self::start(|_| Reply::ok()).await
+    }
+
+    pub fn on(listener: TcpListener, reply: impl Fn(&Call) -> Reply + Send + Sync + 'static) -> Self {
+        let port = listener.local_addr().unwrap().port();
+        let calls = Arc::new(Mutex::new(Vec::new()));
+        let reply = Arc::new(reply);
+        let recorded = calls.clone();
+        let handler = move |request: Request| {
+            let (calls, reply) = (recorded.clone(), reply.clone());
+            async move { handle(request, &calls, &*reply).await }
+        };
+        let router = Router::new().fallback(handler);
+        let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self { port, calls, server }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}/hook", self.port)
+    }
+
+    pub fn calls(&self) -> Vec<Call> {
+        self.calls.lock().unwrap().clone()
+    }
+
+    pub fn count(&self) -> usize {
+        self.calls.lock().unwrap().len()
+    }
+
+    /// Waits until there have been `count` calls.
+    pub async fn received(&self, count: usize) -> Vec<Call> {
+        super::eventually(&format!("{count} calls"), || self.count() >= count).await;
+        self.calls()
+    }
+
+    /// Waits until the first `count` calls have been answered.
+    pub async fn answered(&self, count: usize) -> Vec<Call> {
+        let done = || self.calls.lock().unwrap().iter().filter(|call| call.answered_at.is_some()).count() >= count;
+        super::eventually(&format!("{count} answers"), done).await;
+        self.calls()
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+async fn handle(request: Request, calls: &Mutex<Vec<Call>>, reply: &(impl Fn(&Call) -> Reply + Send + Sync)) -> Response {
+    let (parts, body) = request.into_parts();
+    let at = Instant::now();
+    let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
+    let path = parts.uri.path_and_query().map_or_else(String::new, ToString::to_string);
+    let call = Call { method: parts.method.to_string(), path, headers: parts.headers, body, at, answered_at: None };
+    let index = {
+        let mut calls = calls.lock().unwrap();
+        calls.push(call.clone());
+        calls.len() - 1
+    };
+    let reply = reply(&call);
+    tokio::time::sleep(reply.after).await;
+    let mut response = Response::builder().status(reply.status);
+    for (name, value) in reply.headers {
+        response = response.header(name, value);
+    }
+    calls.lock().unwrap()[index].answered_at = Some(Instant::now());
+    response.body(reply.body.into()).unwrap()
+}
+
+type Conversation = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A TCP server that does to each connection what `converse` says; connections are numbered from 0.
+pub async fn raw(converse: impl Fn(usize, TcpStream) -> Conversation + Send + Sync + 'static) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        for number in 0.. {
+            let (stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(converse(number, stream));
+        }
+    });
+    port
+}
+
+/// Reads one HTTP request with a `Content-Length` body; false when the peer has closed.
+pub async fn read_request(stream: &mut TcpStream) -> bool {
+    let mut request = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        let text = String::from_utf8_lossy(&request).to_lowercase();
+        if let Some(end) = text.find("\r\n\r\n") {
+            let length = text.split("content-length: ").nth(1).and_then(|rest| rest.split("\r\n").next()?.parse().ok()).unwrap_or(0);
+            if request.len() >= end + 4 + length {
+                return true;
+            }
+        }
+        match stream.read(&mut buffer).await {
+            Ok(0) | Err(_) => return false,
+            Ok(read) => request.extend_from_slice(&buffer[..read]),
+        }
+    }
+}
+
+/// Reads a request and answers these bytes.
+pub async fn answer(stream: &mut TcpStream, bytes: &[u8]) {
+    if read_request(stream).await {
+        let _ = stream.write_all(bytes).await;
+    }
+}

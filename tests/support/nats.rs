@@ -1,0 +1,118 @@
+//! A real nats-server process.
+
+use super::{LIMIT, within};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::Instant;
+use tempfile::TempDir;
+
+pub struct NatsServer {
+    process: Child,
+    folder: TempDir,
+    pub port: u16,
+}
+
+impl NatsServer {
+    pub fn start() -> Self {
+        Self::with_config("debug: false")
+    }
+
+    /// Starts a server with `config` in nats-server's own format.
+    pub fn with_config(config: &str) -> Self {
+        let folder = TempDir::new().unwrap();
+        std::fs::write(folder.path().join("nats.conf"), config).unwrap();
+        let process = spawn(folder.path(), -1);
+        let mut server = Self { process, folder, port: 0 };
+        server.port = server.await_port();
+        server
+    }
+
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Kills the server as a crash would.
+    pub fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// Starts a killed server again on its port.
+    pub fn restart(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        self.process = spawn(self.folder.path(), i32::from(self.port));
+        assert_eq!(self.await_port(), self.port);
+    }
+
+    /// Replaces the configuration and has the server read it.
+    pub fn reload(&self, config: &str) {
+        std::fs::write(self.folder.path().join("nats.conf"), config).unwrap();
+        super::signal(self.pid(), "HUP");
+    }
+
+    pub async fn client(&self) -> async_nats::Client {
+        let options = async_nats::ConnectOptions::new().subscription_capacity(1 << 20).retry_on_initial_connect();
+        within("test client connects", options.connect(self.url())).await.unwrap()
+    }
+
+    /// Reads the port from the file that the server writes when it listens.
+    fn await_port(&self) -> u16 {
+        let start = Instant::now();
+        let file = self.folder.path().join(format!("{}_{}.ports", server_name(), self.process.id()));
+        while start.elapsed() < LIMIT {
+            let text = std::fs::read_to_string(&file).unwrap_or_default();
+            if let Some(port) = text.split("nats://127.0.0.1:").nth(1).and_then(|rest| rest.split('"').next()) {
+                if std::net::TcpStream::connect(("127.0.0.1", port.parse().unwrap())).is_ok() {
+                    return port.parse().unwrap();
+                }
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let log = std::fs::read_to_string(self.folder.path().join("nats.log")).unwrap_or_default();
+        panic!("nats-server did not start:\n{log}");
+    }
+}
+
+impl Drop for NatsServer {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn spawn(folder: &Path, port: i32) -> Child {
+    let config = folder.join("nats.conf");
+    Command::new(executable())
+        .args(["-a", "127.0.0.1", "-p", &port.to_string(), "-c"])
+        .arg(config)
+        .arg("--ports_file_dir")
+        .arg(folder)
+        .arg("-sd")
+        .arg(folder.join("jetstream"))
+        .arg("-l")
+        .arg(folder.join("nats.log"))
+        .stdin(Stdio::null())
+        .spawn()
+        .expect("nats-server starts")
+}
+
+fn server_name() -> String {
+    executable().file_name().unwrap().to_string_lossy().into_owned()
+}
+
+/// The nats-server that `scripts/nats-server` finds or fetches.
+pub fn executable() -> &'static PathBuf {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/nats-server");
+        let output = Command::new(script).stderr(Stdio::inherit()).output().unwrap();
+        assert!(output.status.success(), "scripts/nats-server failed");
+        PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
+    })
+}
