@@ -59,6 +59,12 @@ impl Id {
         let process = PROCESS.get_or_init(|| std::iter::repeat_with(fastrand::alphanumeric).take(16).collect());
         Self(format!("msg_{process}{:06x}", COUNT.fetch_add(1, Ordering::Relaxed)))
     }
+
+    /// The identity as text, without dots (Standard Webhooks signs `id.timestamp.payload`).
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 impl fmt::Display for Id {

@@ -101,7 +101,7 @@ impl Relay {
     }
 
     /// One message from NATS to the webhook and back to NATS.
-    async fn relay(&self, message: &Message) -> Result<Confirmed, Failure> {
+    async fn relay(&self, message: &Arc<Message>) -> Result<Confirmed, Failure> {
         let slot = Slot::new(self.limit.clone());
         let working = slot.enter().await;
         let delivery = self.prepare(message)?;
@@ -111,7 +111,7 @@ impl Relay {
 
     /// What will be sent to the webhook, and what will be republished once that is accepted.
     /// Whatever can be known to fail fails here, before the message has had any effect.
-    fn prepare(&self, message: &Message) -> Result<Delivery, Failure> {
+    fn prepare(&self, message: &Arc<Message>) -> Result<Delivery, Failure> {
         let tail = self.listen.tail(&message.subject).unwrap_or(&message.subject);
         let subject = self.relayed.subject(tail);
         if subject.len() > MAX_SUBJECT_BYTES {

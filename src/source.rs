@@ -13,10 +13,6 @@ use async_nats::Subscriber;
 use futures_util::StreamExt;
 use tokio_util::bytes::Bytes;
 
-/// Payloads up to this size are copied out of the connection's read buffer. A slice would keep
-/// the whole buffer alive, and what waits would occupy many times its size.
-const COPY_BELOW: usize = 32 * 1024;
-
 /// A subscription.
 pub struct Source {
     subscriber: Subscriber,
@@ -51,11 +47,14 @@ impl Source {
             message = self.subscriber.next() => message?,
             () = self.link.subscription_denied(&self.wildcard) => return None,
         };
-        let payload = match message.payload.len() {
-            0..=COPY_BELOW => Bytes::copy_from_slice(&message.payload),
-            _ => message.payload,
-        };
-        Some(Message { subject: message.subject.as_str().into(), headers: message.headers.unwrap_or_default(), payload, id: Id::unique() })
+        Some(Message {
+            subject: message.subject.as_str().into(),
+            headers: message.headers.unwrap_or_default(),
+            // Copied out of the connection's read buffer: a slice would keep all of the buffer
+            // alive, and what waits would occupy several times its size.
+            payload: Bytes::copy_from_slice(&message.payload),
+            id: Id::unique(),
+        })
     }
 
     /// Whether messages can arrive now.

@@ -8,7 +8,7 @@ use crate::config;
 use crate::destination::Destination;
 use crate::headers;
 use crate::lane::{Slot, Working};
-use crate::message::{Id, Message, Outbound};
+use crate::message::{Message, Outbound};
 use crate::metrics::Metrics;
 use crate::outage::Outage;
 use anyhow::Context;
@@ -17,8 +17,9 @@ use reqwest::header::{self, HeaderMap, HeaderValue};
 use reqwest::{Client, Method, Request, Response, StatusCode};
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use tokio_util::bytes::Bytes;
 use tracing::{debug, info};
 
@@ -52,8 +53,7 @@ struct Endpoint {
 
 /// One message as the webhook gets it, together with what is republished once it is accepted.
 pub struct Delivery {
-    subject: String,
-    id: Id,
+    message: Arc<Message>,
     headers: HeaderMap,
     body: Bytes,
     relayed: Outbound,
@@ -62,7 +62,7 @@ pub struct Delivery {
 impl Delivery {
     /// Maps `message` to HTTP; `relayed` stays locked up until every destination has accepted.
     #[must_use]
-    pub fn new(message: &Message, relayed: Outbound, metrics: &Metrics) -> Self {
+    pub fn new(message: &Arc<Message>, relayed: Outbound, metrics: &Metrics) -> Self {
         let (mut headers, illegal) = headers::to_http(&message.headers);
         if illegal > 0 {
             metrics.headers_dropped.inc_by(illegal);
@@ -70,8 +70,8 @@ impl Delivery {
         }
         headers.entry(header::CONTENT_TYPE).or_insert(HeaderValue::from_static("application/json"));
         headers.insert(headers::NATS_SUBJECT, headers::value(&message.subject));
-        headers.insert(headers::WEBHOOK_ID, headers::value(&message.id.to_string()));
-        Self { subject: message.subject.to_string(), id: message.id.clone(), headers, body: message.payload.clone(), relayed }
+        headers.insert(headers::WEBHOOK_ID, headers::value(message.id.as_str()));
+        Self { message: message.clone(), headers, body: message.payload.clone(), relayed }
     }
 }
 
@@ -185,6 +185,7 @@ impl Webhook {
     }
 
     async fn deliver_to(&self, endpoint: &Endpoint, delivery: &Delivery, slot: &Slot, mut working: Working) -> Result<(), Refusal> {
+        let message = &delivery.message;
         let mut attempt = 1;
         loop {
             let called = Instant::now();
@@ -196,14 +197,11 @@ impl Webhook {
 
             let status = outcome.answer.as_ref().ok().copied();
             let verdict = verdict(status, &self.retry_status);
-            let answered = |message: &'static str| {
-                info!(
-                    subject = %delivery.subject, id = %delivery.id, destination = %endpoint.destination,
-                    status = status.map(|status| status.as_u16()), elapsed_ms = elapsed.as_millis() as u64, attempt, "{message}"
-                );
-            };
             if verdict == Verdict::Accepted {
-                answered("answered");
+                info!(
+                    subject = %message.subject, id = %message.id, destination = %endpoint.destination,
+                    status = status.map(|status| status.as_u16()), elapsed_ms = elapsed.as_millis() as u64, attempt, "answered"
+                );
                 endpoint.outage.ended();
                 return Ok(());
             }
@@ -214,7 +212,7 @@ impl Webhook {
             self.metrics.retries.inc();
             let wait = outcome.retry_after.unwrap_or_else(|| backoff(attempt));
             debug!(
-                subject = %delivery.subject, id = %delivery.id, destination = %endpoint.destination, attempt, %error,
+                subject = %message.subject, id = %message.id, destination = %endpoint.destination, attempt, %error,
                 wait_ms = wait.as_millis() as u64, "not accepted, trying again"
             );
             endpoint.outage.failed(&error);
@@ -230,20 +228,27 @@ impl Endpoint {
         let mut request = Request::new(Method::POST, self.template.url().clone());
         *request.headers_mut() = self.headers(delivery);
         *request.body_mut() = Some(delivery.body.clone().into());
-        let deadline = Instant::now() + timeout;
-        match timeout_at(deadline, self.client.execute(request)).await {
-            Err(_) => Attempt::unanswered(format!("no answer within {}", humantime::format_duration(timeout))),
-            Ok(Err(error)) => Attempt::unanswered(self.explain(&error)),
-            Ok(Ok(mut response)) => {
-                // The status is the answer. The rest is read so that the connection can be used
-                // again and the endpoint has finished; whatever happens to it changes nothing.
-                let _ = timeout_at(deadline, drain(&mut response)).await;
-                Attempt {
-                    answer: Ok(response.status()),
-                    retry_after: retry_after(response.headers(), SystemTime::now()),
-                    location: response.headers().get(header::LOCATION).and_then(|location| self.redirection(location)),
+        let mut attempt = None;
+        let call = async {
+            match self.client.execute(request).await {
+                Err(error) => attempt = Some(Attempt::unanswered(self.explain(&error))),
+                Ok(mut response) => {
+                    attempt = Some(self.answered(&response));
+                    // The status is the answer. The rest is read so that the connection can be
+                    // used again and the endpoint has finished; what happens to it changes nothing.
+                    drain(&mut response).await;
                 }
             }
+        };
+        let _ = tokio::time::timeout(timeout, call).await;
+        attempt.unwrap_or_else(|| Attempt::unanswered(format!("no answer within {}", humantime::format_duration(timeout))))
+    }
+
+    fn answered(&self, response: &Response) -> Attempt {
+        Attempt {
+            answer: Ok(response.status()),
+            retry_after: retry_after(response.headers(), SystemTime::now()),
+            location: response.headers().get(header::LOCATION).and_then(|location| self.redirection(location)),
         }
     }
 

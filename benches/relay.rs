@@ -1,0 +1,346 @@
+//! The relay beside a bare HTTP client, in one run on one machine. Run it with `scripts/bench`.
+//!
+//! Prints, for each payload size and endpoint: messages per second, CPU time per message of the
+//! process that makes the calls, latency from publish to relayed message, and peak memory, of
+//! (a) a reqwest client that POSTs the same bodies with the same concurrency and does nothing
+//! else, (b) the relay, and the ratios. Then: one message at a time, start, idle and flood.
+//! Every process is one of its own, so that CPU time and memory are of that process alone.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stdout, missing_docs)]
+
+use async_nats::Client;
+use futures_util::StreamExt;
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+#[path = "../tests/support/nats.rs"]
+mod nats;
+
+// What `nats` takes from the tests' support.
+const LIMIT: Duration = Duration::from_secs(60);
+async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(LIMIT, future).await.unwrap_or_else(|_| panic!("{what}: not within {LIMIT:?}"))
+}
+fn signal(pid: u32, signal: &str) {
+    Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status().unwrap();
+}
+
+const IN_FLIGHT: usize = 128;
+/// Subjects, and messages under way at once: enough that the relay always has work.
+const SUBJECTS: usize = 2 * IN_FLIGHT;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let number = |index: usize| arguments[index].parse().unwrap();
+    match arguments.get(1).map(String::as_str) {
+        Some("endpoint") => runtime.block_on(endpoint(number(2))),
+        Some("bare") => runtime.block_on(bare(&arguments[2], number(3) as usize, number(4) as usize)),
+        _ => {
+            let quick = arguments.iter().any(|argument| argument == "--quick");
+            let only = arguments.iter().position(|argument| argument == "--only").and_then(|index| arguments.get(index + 1));
+            runtime.block_on(compare(quick, only.map_or("", String::as_str)));
+        }
+    }
+}
+
+async fn compare(quick: bool, only: &str) {
+    let scale = if quick { 10 } else { 1 };
+    println!(
+        "two lines a case: the bare client, then the relay; MAX_IN_FLIGHT {IN_FLIGHT}, {SUBJECTS} subjects, logs at warn unless said\n"
+    );
+    println!("{:34} {:>9} {:>12} {:>9} {:>9} {:>10}", "", "msg/s", "CPU us/msg", "p50 ms", "p99 ms", "peak MiB");
+    for (size, after, messages) in [(300, 0, 60_000), (300, 20, 40_000), (100_000, 0, 10_000), (100_000, 20, 10_000)] {
+        let messages = messages / scale;
+        let case = format!("{size} B, endpoint after {after} ms");
+        if !case.contains(only) {
+            continue;
+        }
+        let bare = bare_run(after, size, messages);
+        bare.print(&format!("{case}: bare"));
+        let relay = relay_run(after, size, messages, "warn").await;
+        relay.print(&format!("{case}: relay"));
+        let of_ideal = if after > 0 {
+            format!(", {:.0} % of MAX_IN_FLIGHT / {after} ms", relay.rate / (IN_FLIGHT as f64 * 1000.0 / after as f64) * 100.0)
+        } else {
+            String::new()
+        };
+        println!("{:34} throughput x {:.2}, CPU x {:.2}{of_ideal}\n", "  relay / bare", relay.rate / bare.rate, relay.cpu_us / bare.cpu_us);
+    }
+    if !only.is_empty() {
+        return;
+    }
+    relay_run(0, 300, 60_000 / scale, "info").await.print("300 B, after 0 ms: relay, info log");
+    one_at_a_time(2000 / scale).await;
+    start_and_idle().await;
+    flood(if quick { 1500 } else { 5000 }).await;
+}
+
+struct Figures {
+    rate: f64,
+    cpu_us: f64,
+    latency: Option<(f64, f64)>,
+    peak_mib: f64,
+}
+
+impl Figures {
+    fn print(&self, name: &str) {
+        let latency = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"));
+        let (p50, p99) = (latency(self.latency.map(|l| l.0)), latency(self.latency.map(|l| l.1)));
+        println!("{name:34} {:9.0} {:12.1} {p50:>9} {p99:>9} {:10.1}", self.rate, self.cpu_us, self.peak_mib);
+    }
+}
+
+// --- (a) the bare client ---------------------------------------------------------------------
+
+fn bare_run(after_ms: u64, size: usize, messages: usize) -> Figures {
+    let (_endpoint, url) = start_endpoint(after_ms);
+    let output =
+        Command::new(std::env::current_exe().unwrap()).args(["bare", &url, &size.to_string(), &messages.to_string()]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let numbers: Vec<f64> = text.split_whitespace().map(|number| number.parse().unwrap()).collect();
+    Figures { rate: messages as f64 / numbers[0], cpu_us: numbers[1] / messages as f64, latency: None, peak_mib: numbers[2] }
+}
+
+async fn bare(url: &str, size: usize, messages: usize) {
+    provide_tls();
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let url: reqwest::Url = url.parse().unwrap();
+    let body = body(size, 0);
+    let post = async |count: usize| {
+        let posts = (0..IN_FLIGHT).map(|_| async {
+            for _ in 0..count / IN_FLIGHT {
+                let post = client.post(url.clone()).header("content-type", "application/json").body(body.clone());
+                post.send().await.unwrap().bytes().await.unwrap();
+            }
+        });
+        futures_util::future::join_all(posts).await;
+    };
+    post(IN_FLIGHT * 10).await;
+    let (start, cpu) = (Instant::now(), cpu_us("self"));
+    post(messages).await;
+    println!("{} {} {}", start.elapsed().as_secs_f64(), cpu_us("self") - cpu, memory_mib("self", "VmHWM"));
+}
+
+// --- (b) the relay ---------------------------------------------------------------------------
+
+async fn relay_run(after_ms: u64, size: usize, messages: usize, log: &str) -> Figures {
+    let nats = nats::NatsServer::start();
+    let (_endpoint, url) = start_endpoint(after_ms);
+    let relay = Relay::start(&nats.url(), &url, log);
+    let client = nats.client().await;
+    let mut relayed = client.subscribe("relayed.cache.>").await.unwrap();
+    send(&client, &mut relayed, size, IN_FLIGHT * 10).await;
+    let (start, cpu) = (Instant::now(), cpu_us(&relay.pid()));
+    let mut latencies = send(&client, &mut relayed, size, messages).await;
+    let (elapsed, cpu) = (start.elapsed(), cpu_us(&relay.pid()) - cpu);
+    Figures {
+        rate: messages as f64 / elapsed.as_secs_f64(),
+        cpu_us: cpu / messages as f64,
+        latency: Some(percentiles(&mut latencies)),
+        peak_mib: memory_mib(&relay.pid(), "VmHWM"),
+    }
+}
+
+/// Publishes `messages`, [`SUBJECTS`] under way at once, and returns how long each took to come
+/// back as a relayed message.
+async fn send(client: &Client, relayed: &mut async_nats::Subscriber, size: usize, messages: usize) -> Vec<Duration> {
+    let mut published = HashMap::with_capacity(SUBJECTS);
+    let mut latencies = Vec::with_capacity(messages);
+    let mut next = 0;
+    while latencies.len() < messages {
+        while next < messages && published.len() < SUBJECTS {
+            published.insert(next, Instant::now());
+            client.publish(format!("cms.cache.article.{}", next % SUBJECTS), body(size, next)).await.unwrap();
+            next += 1;
+        }
+        let message = within("a relayed message", relayed.next()).await.unwrap();
+        let number: usize = std::str::from_utf8(&message.payload[..10]).unwrap().parse().unwrap();
+        latencies.push(published.remove(&number).expect("relayed once").elapsed());
+    }
+    latencies
+}
+
+async fn one_at_a_time(messages: usize) {
+    let nats = nats::NatsServer::start();
+    let (_endpoint, url) = start_endpoint(0);
+    let client = nats.client().await;
+    provide_tls();
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let (mut from, mut to) = (client.subscribe("hand.from").await.unwrap(), client.subscribe("hand.to").await.unwrap());
+    let relay = Relay::start(&nats.url(), &url, "warn");
+    let mut relayed = client.subscribe("relayed.cache.>").await.unwrap();
+    let (mut by_hand, mut by_relay) = (Vec::new(), Vec::new());
+    for number in 0..messages + 100 {
+        let start = Instant::now();
+        client.publish("hand.from", body(300, number)).await.unwrap();
+        let message = from.next().await.unwrap();
+        http.post(&url)
+            .header("content-type", "application/json")
+            .body(message.payload.clone())
+            .send()
+            .await
+            .unwrap()
+            .bytes()
+            .await
+            .unwrap();
+        client.publish("hand.to", message.payload).await.unwrap();
+        to.next().await.unwrap();
+        by_hand.push(start.elapsed());
+
+        let start = Instant::now();
+        client.publish("cms.cache.article.1", body(300, number)).await.unwrap();
+        relayed.next().await.unwrap();
+        by_relay.push(start.elapsed());
+    }
+    drop(relay);
+    let ((hand, hand99), (relay, relay99)) = (percentiles(&mut by_hand[100..]), percentiles(&mut by_relay[100..]));
+    println!(
+        "\none message at a time, 300 B: publish + POST + publish by hand p50 {hand:.3} ms (p99 {hand99:.3}), relay p50 {relay:.3} ms (p99 {relay99:.3}): x {:.2}",
+        relay / hand
+    );
+}
+
+async fn start_and_idle() {
+    let nats = nats::NatsServer::start();
+    let mut ready: Vec<_> = (0..9).map(|_| Relay::start(&nats.url(), "http://127.0.0.1:9/", "info").ready_after).collect();
+    let (p50, worst) = percentiles(&mut ready);
+    let relay = Relay::start(&nats.url(), "http://127.0.0.1:9/", "info");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    println!(
+        "ready (subscription active) {p50:.1} ms after start, of 9 starts at most {worst:.1} ms; idle memory {:.1} MiB",
+        memory_mib(&relay.pid(), "VmRSS")
+    );
+}
+
+async fn flood(messages: usize) {
+    let nats = nats::NatsServer::start();
+    let (_endpoint, url) = start_endpoint(3_600_000);
+    let relay = Relay::start(&nats.url(), &url, "warn");
+    let client = nats.client().await;
+    for number in 0..messages {
+        client.publish(format!("cms.cache.article.{number}"), body(100_000, number)).await.unwrap();
+    }
+    client.flush().await.unwrap();
+    relay.wait_for("messages dropped");
+    println!(
+        "{messages} messages of 100 kB against an endpoint that hangs, NATS_PENDING_BYTES=64MiB: peak memory {:.1} MiB",
+        memory_mib(&relay.pid(), "VmHWM")
+    );
+}
+
+// --- processes -------------------------------------------------------------------------------
+
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+struct Relay {
+    process: Process,
+    ready_after: Duration,
+    log: mpsc::Receiver<String>,
+    _folder: TempDir,
+}
+
+impl Relay {
+    fn start(nats: &str, destination: &str, log: &str) -> Self {
+        let folder = TempDir::new().unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nats-webhook-relay"));
+        command.env_clear().current_dir(folder.path()).stderr(Stdio::piped()).stdin(Stdio::null());
+        command.env("NATS_HOST", nats).env("WEBHOOK_DESTINATION", destination);
+        command.env("NATS_SUBJECT_PREFIX", "cms.cache").env("NATS_RELAYED_SUBJECT_PREFIX", "relayed.cache");
+        command.env("RUST_LOG", format!("{log},nats_webhook_relay::command=info"));
+        let start = Instant::now();
+        let mut process = command.spawn().unwrap();
+        let log = lines(process.stderr.take().unwrap());
+        let mut relay = Self { process: Process(process), ready_after: Duration::ZERO, log, _folder: folder };
+        relay.wait_for("ready");
+        relay.ready_after = start.elapsed();
+        relay
+    }
+
+    fn pid(&self) -> String {
+        self.process.0.id().to_string()
+    }
+
+    fn wait_for(&self, text: &str) {
+        assert!(self.log.iter().any(|line| line.contains(text)), "the relay has ended before it logged '{text}'");
+    }
+}
+
+/// The lines of a log; only those of more than a message's life are kept.
+fn lines(log: ChildStderr) -> mpsc::Receiver<String> {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut log = BufReader::new(log);
+        let mut line = String::new();
+        while log.read_line(&mut line).is_ok_and(|read| read > 0) {
+            if ["ready", "dropped"].iter().any(|text| line.contains(text)) {
+                let _ = sender.send(line.clone());
+            }
+            line.clear();
+        }
+    });
+    receiver
+}
+
+fn start_endpoint(after_ms: u64) -> (Process, String) {
+    let mut process =
+        Command::new(std::env::current_exe().unwrap()).args(["endpoint", &after_ms.to_string()]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut url = String::new();
+    BufReader::new(process.stdout.take().unwrap()).read_line(&mut url).unwrap();
+    (Process(process), url.trim().to_owned())
+}
+
+async fn endpoint(after_ms: u64) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    println!("http://{}/hook", listener.local_addr().unwrap());
+    let router = axum::Router::new().fallback(move |_: axum::body::Bytes| async move {
+        if after_ms > 0 {
+            // tokio's timer rounds up to the next millisecond: half of one less is right on average.
+            tokio::time::sleep(Duration::from_millis(after_ms) - Duration::from_micros(500)).await;
+        }
+    });
+    let router = router.layer(axum::extract::DefaultBodyLimit::disable());
+    axum::serve(axum::serve::ListenerExt::tap_io(listener, |stream| stream.set_nodelay(true).unwrap()), router).await.unwrap();
+}
+
+fn provide_tls() {
+    let _ = async_nats::rustls::crypto::ring::default_provider().install_default();
+}
+
+/// A payload that begins with its number.
+fn body(size: usize, number: usize) -> tokio_util::bytes::Bytes {
+    let mut body = format!("{number:010}").into_bytes();
+    body.resize(size, b'x');
+    body.into()
+}
+
+/// p50 and p99 in milliseconds.
+fn percentiles(values: &mut [Duration]) -> (f64, f64) {
+    values.sort();
+    let at = |part: f64| values[((values.len() - 1) as f64 * part) as usize].as_secs_f64() * 1000.0;
+    (at(0.5), at(0.99))
+}
+
+/// User and system time of a process, in microseconds.
+fn cpu_us(pid: &str) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    // utime and stime in ticks of 10 ms, fields 14 and 15 of proc(5).
+    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) * 10_000.0
+}
+
+fn memory_mib(pid: &str, field: &str) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
+}
