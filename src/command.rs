@@ -3,8 +3,9 @@
 use crate::config::{self, Config, Mistakes};
 use crate::destination::Destination;
 use crate::environment::Environment;
+use crate::link::Link;
 use crate::metrics::Metrics;
-use crate::nats::{self, Link};
+use crate::nats;
 use crate::publisher::Publisher;
 use crate::relay::Relay;
 use crate::serve::{self, Readiness};
@@ -110,12 +111,9 @@ async fn run(config: &Config) -> anyhow::Result<()> {
             return Ok(());
         }
     };
-    let ready = {
-        let (link, wildcard) = (link.clone(), config.listen.wildcard());
-        move || Source::is_active(&link, &wildcard)
-    };
-    let _ = readiness.set(Box::new(ready));
-    info!(from = config.listen.wildcard(), server = link.client.server_info().version, "ready");
+    let subscribed = link.clone();
+    let _ = readiness.set(Box::new(move || subscribed.is_subscribed()));
+    info!(from = config.listen.wildcard(), server = link.client().await.1.server_info().version, "ready");
 
     let relay = Arc::new(Relay::new(config, webhook, publisher, &link, &metrics));
     intake::run(config, source, &relay, &metrics, stop).await
@@ -130,7 +128,7 @@ async fn connect(config: &Config, metrics: &Metrics) -> anyhow::Result<(Link, Pu
             bail!("the NATS user may not publish on {}: grant it to the user", prefix.wildcard());
         }
     }
-    let source = Source::open(config, &link, &publisher).await?;
+    let source = Source::open(&config.nats, &config.listen, &link, &publisher).await?;
     Ok((link, publisher, source))
 }
 
@@ -139,9 +137,9 @@ async fn connect(config: &Config, metrics: &Metrics) -> anyhow::Result<(Link, Pu
 async fn check(config: &Config) -> anyhow::Result<()> {
     let metrics = Metrics::default();
     Webhook::new(&config.webhook, &metrics)?;
-    let link = nats::connect_or_fail(&config.nats, &metrics).await?;
-    println!("NATS: connected to nats-server {}", link.client.server_info().version);
-    drop(link);
+    let client = nats::connect_or_fail(&config.nats, &metrics).await?;
+    println!("connected to  nats-server {}", client.server_info().version);
+    drop(client);
     connect(config, &metrics).await?;
     let group = config.nats.queue_group.as_ref().map(|group| format!(" (queue group {group})"));
     println!("listens on    {}{}", config.listen.wildcard(), group.unwrap_or_default());

@@ -74,3 +74,80 @@ fn reason(error: &dotenvy::Error) -> String {
         _ => "cannot be read".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A variable of the process that every test runner has.
+    const PRESENT: &str = "PATH";
+
+    fn load(env: &str, local: &str) -> Result<Environment, Vec<String>> {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(".env"), env).unwrap();
+        std::fs::write(folder.path().join(".env.local"), local).unwrap();
+        Environment::load(folder.path())
+    }
+
+    #[test]
+    fn local_wins_over_env_and_the_process_over_both() {
+        let environment =
+            load(&format!("RELAY_A=env\nRELAY_B=env\n{PRESENT}=env"), &format!("RELAY_B=local\nRELAY_C=local\n{PRESENT}=local")).unwrap();
+        let get = |name| environment.get(name);
+        assert_eq!((get("RELAY_A"), get("RELAY_B"), get("RELAY_C")), (Some("env"), Some("local"), Some("local")));
+        assert_eq!(get(PRESENT), std::env::var(PRESENT).ok().as_deref());
+        assert!(std::env::var_os("RELAY_A").is_none(), "nothing is written into the process environment");
+    }
+
+    #[test]
+    fn set_to_nothing_is_unset_also_over_a_value() {
+        let environment = load("RELAY_A=env\nRELAY_B=\nRELAY_C=' '\nRELAY_D=' d '", "RELAY_A=").unwrap();
+        for name in ["RELAY_A", "RELAY_B", "RELAY_C", "RELAY_NONE"] {
+            assert_eq!(environment.get(name), None, "{name}");
+            assert!(environment.names().all(|other| other != name), "{name}");
+        }
+        assert_eq!(environment.get("RELAY_D"), Some("d"));
+        assert!(environment.names().any(|name| name == "RELAY_D"));
+    }
+
+    #[test]
+    fn the_files_are_optional() {
+        let folder = tempfile::tempdir().unwrap();
+        let environment = Environment::load(folder.path()).unwrap();
+        assert_eq!(environment.get(PRESENT), std::env::var(PRESENT).ok().as_deref());
+    }
+
+    #[test]
+    fn values_are_read_as_the_example_file_says() {
+        let text =
+            "RELAY_A='pa$$ #1'\nRELAY_B=a#b\nRELAY_C=a # b\nRELAY_D=\"a # b\"\nexport RELAY_E=e\n# RELAY_F=f\nRELAY_G=\"${RELAY_E}!\"\n";
+        let environment = load(text, "").unwrap();
+        for (name, expected) in [
+            ("A", Some("pa$$ #1")),
+            ("B", Some("a#b")),
+            ("C", Some("a")),
+            ("D", Some("a # b")),
+            ("E", Some("e")),
+            ("F", None),
+            ("G", Some("e!")),
+        ] {
+            assert_eq!(environment.get(&format!("RELAY_{name}")), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn both_files_mistakes_are_reported_and_no_line_is_quoted() {
+        let mistakes = load("RELAY_A=1\nhunter2 hunter2", "RELAY_B=\"hunter2").err().unwrap();
+        assert_eq!(mistakes.len(), 2, "{mistakes:?}");
+        assert!(mistakes[0].starts_with(".env: entry 2: ") && mistakes[1].starts_with(".env.local: entry 1: "), "{mistakes:?}");
+        assert!(mistakes.iter().all(|mistake| !mistake.contains("hunter2")), "{mistakes:?}");
+    }
+
+    #[test]
+    fn a_file_that_can_not_be_read_is_a_mistake() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join(".env")).unwrap();
+        let mistakes = Environment::load(folder.path()).err().unwrap();
+        assert!(mistakes.len() == 1 && mistakes[0].starts_with(".env: "), "{mistakes:?}");
+    }
+}

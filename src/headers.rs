@@ -15,6 +15,22 @@ pub const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-times
 /// Standard Webhooks: the signature of this attempt.
 pub const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
 
+/// The headers that say on the failed subject why a message was not relayed. A message that is
+/// published again from there does not take them along.
+pub const REASONS: [&str; 11] = [
+    "Relay-Subject",
+    "Relay-Id",
+    "Relay-Reason",
+    "Relay-Error",
+    "Relay-Time",
+    "Relay-Destination",
+    "Relay-Status",
+    "Relay-Attempts",
+    "Relay-Destination-Error",
+    "Relay-Payload-Omitted",
+    "Relay-Headers-Omitted",
+];
+
 /// The most headers that travel to a webhook; servers refuse far fewer, and a header map has an
 /// upper bound of its own.
 const MAX_HEADERS: usize = 1000;
@@ -51,12 +67,13 @@ fn is_denied(name: &HeaderName) -> bool {
         || is_ours(name)
         || matches!(name.as_str(), "authorization" | "cookie" | "proxy-authenticate" | "proxy-authorization" | "user-agent")
         || name.as_str().starts_with("nats-")
+        || REASONS.iter().any(|reason| reason.eq_ignore_ascii_case(name.as_str()))
 }
 
 /// The message's headers as HTTP headers, and how many of them HTTP does not allow.
 #[must_use]
 pub fn to_http(message: &nats::HeaderMap) -> (HeaderMap, u64) {
-    let mut headers = HeaderMap::new();
+    let mut headers = HeaderMap::with_capacity(8);
     let mut illegal = 0;
     for (name, values) in message.iter() {
         let name: &str = name.as_ref();
@@ -90,14 +107,14 @@ pub fn value(text: &str) -> HeaderValue {
     })
 }
 
-/// The headers of the relayed message: the message's own without those that a NATS server
-/// would obey. They were meant for the original message, not for a copy.
+/// The headers of a copy of the message: its own without those that a NATS server would obey,
+/// which were meant for the original, and without an earlier failure's [`REASONS`].
 #[must_use]
 pub fn to_relayed(message: &nats::HeaderMap) -> nats::HeaderMap {
     let mut relayed = nats::HeaderMap::new();
     for (name, values) in message.iter() {
         let text: &str = name.as_ref();
-        if !is_control(text) {
+        if !is_control(text) && !REASONS.contains(&text) {
             for value in values {
                 relayed.append(name.clone(), value.clone());
             }

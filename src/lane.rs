@@ -5,48 +5,47 @@
 //! settled: what is in the lanes is all that the process still owes.
 
 use crate::message::Message;
+use crate::metrics::Metrics;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 /// All messages that have been received and not been settled.
-#[derive(Default)]
 pub struct Lanes {
-    state: Mutex<State>,
+    lanes: Mutex<HashMap<Arc<str>, VecDeque<Arc<Message>>>>,
     idle: Notify,
-}
-
-#[derive(Default)]
-struct State {
-    lanes: HashMap<Arc<str>, VecDeque<Arc<Message>>>,
-    messages: usize,
-    bytes: usize,
+    metrics: Metrics,
 }
 
 impl Lanes {
+    /// No messages yet; how many there are is kept in `metrics`.
+    #[must_use]
+    pub fn new(metrics: &Metrics) -> Self {
+        Self { lanes: Mutex::default(), idle: Notify::new(), metrics: metrics.clone() }
+    }
+
     /// Appends `message` to its lane. Returns it when the lane was empty: the caller then works
     /// on it, and on all that [`Self::settled`] returns after it.
     pub fn push(&self, message: Message) -> Option<Arc<Message>> {
         let message = Arc::new(message);
-        let mut state = self.lock();
-        state.messages += 1;
-        state.bytes += message.size();
-        let lane = state.lanes.entry(message.subject.clone()).or_default();
+        self.metrics.pending.inc();
+        self.metrics.pending_bytes.inc_by(message.size() as i64);
+        let mut lanes = self.lock();
+        let lane = lanes.entry(message.subject.clone()).or_default();
         lane.push_back(message.clone());
         (lane.len() == 1).then_some(message)
     }
 
     /// Takes a settled message out of its lane and returns the next one of that lane.
     pub fn settled(&self, message: &Message) -> Option<Arc<Message>> {
-        let mut state = self.lock();
-        state.messages = state.messages.saturating_sub(1);
-        state.bytes = state.bytes.saturating_sub(message.size());
-        let lane = state.lanes.get_mut(&message.subject)?;
-        lane.pop_front();
+        let mut lanes = self.lock();
+        let lane = lanes.get_mut(&message.subject)?;
+        let settled = lane.pop_front()?;
+        self.forget(&settled);
         let next = lane.front().cloned();
         if next.is_none() {
-            state.lanes.remove(&message.subject);
-            if state.lanes.is_empty() {
+            lanes.remove(&message.subject);
+            if lanes.is_empty() {
                 self.idle.notify_waiters();
             }
         }
@@ -55,15 +54,14 @@ impl Lanes {
 
     /// How many messages wait or are worked on, and their bytes.
     pub fn pending(&self) -> (usize, usize) {
-        let state = self.lock();
-        (state.messages, state.bytes)
+        (self.metrics.pending.get() as usize, self.metrics.pending_bytes.get() as usize)
     }
 
     /// Returns when no message is left.
     pub async fn idle(&self) {
         loop {
             let notified = self.idle.notified();
-            if self.lock().lanes.is_empty() {
+            if self.lock().is_empty() {
                 return;
             }
             notified.await;
@@ -72,11 +70,18 @@ impl Lanes {
 
     /// Takes out all messages that are left, oldest first within each subject.
     pub fn abandon(&self) -> Vec<Arc<Message>> {
-        std::mem::take(&mut *self.lock()).lanes.into_values().flatten().collect()
+        let left: Vec<_> = std::mem::take(&mut *self.lock()).into_values().flatten().collect();
+        left.iter().for_each(|message| self.forget(message));
+        left
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn forget(&self, message: &Message) {
+        self.metrics.pending.dec();
+        self.metrics.pending_bytes.dec_by(message.size() as i64);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, VecDeque<Arc<Message>>>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -128,7 +133,7 @@ mod tests {
 
     #[test]
     fn a_lane_hands_out_one_message_at_a_time_in_order_of_arrival() {
-        let lanes = Lanes::default();
+        let lanes = Lanes::new(&Metrics::default());
         let first = lanes.push(message("a", "1")).unwrap();
         assert!(lanes.push(message("a", "2")).is_none());
         assert!(lanes.push(message("a", "3")).is_none());
@@ -147,7 +152,7 @@ mod tests {
 
     #[test]
     fn abandoned_are_all_that_were_not_settled_also_those_in_work() {
-        let lanes = Lanes::default();
+        let lanes = Lanes::new(&Metrics::default());
         let first = lanes.push(message("a", "1")).unwrap();
         lanes.push(message("a", "2"));
         lanes.push(message("a", "3"));
@@ -159,7 +164,7 @@ mod tests {
 
     #[tokio::test]
     async fn idle_waits_for_the_last_message() {
-        let lanes = Lanes::default();
+        let lanes = Lanes::new(&Metrics::default());
         let first = lanes.push(message("a", "1")).unwrap();
         let mut idle = std::pin::pin!(lanes.idle());
         assert!(idle.as_mut().now_or_never().is_none());

@@ -12,6 +12,7 @@ pub mod environment;
 pub mod headers;
 pub mod intake;
 pub mod lane;
+pub mod link;
 pub mod log;
 pub mod message;
 pub mod metrics;

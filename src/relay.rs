@@ -7,11 +7,13 @@
 use crate::config::Config;
 use crate::headers;
 use crate::lane::{Lanes, Slot};
+use crate::link::Link;
 use crate::message::{Message, Outbound};
 use crate::metrics::{FailedLabels, Metrics, Reason};
 use crate::publisher::{Confirmed, PublishFailure, Publisher};
 use crate::subject::{MAX_SUBJECT_BYTES, Prefix};
 use crate::webhook::{Delivery, Undelivered, Webhook};
+use async_nats::HeaderMap;
 use async_nats::header::NATS_MESSAGE_ID;
 use futures_util::FutureExt;
 use std::panic::AssertUnwindSafe;
@@ -29,7 +31,7 @@ pub struct Relay {
     limit: Arc<Semaphore>,
     webhook: Webhook,
     publisher: Publisher,
-    max_payload: Box<dyn Fn() -> usize + Send + Sync>,
+    link: Link,
     metrics: Metrics,
     /// What has been received and not been settled.
     pub lanes: Lanes,
@@ -67,8 +69,7 @@ pub enum Failure {
 
 impl Relay {
     /// Puts the parts together.
-    pub fn new(config: &Config, webhook: Webhook, publisher: Publisher, link: &crate::nats::Link, metrics: &Metrics) -> Self {
-        let client = link.client.clone();
+    pub fn new(config: &Config, webhook: Webhook, publisher: Publisher, link: &Link, metrics: &Metrics) -> Self {
         Self {
             listen: config.listen.clone(),
             relayed: config.relayed.clone(),
@@ -76,9 +77,9 @@ impl Relay {
             limit: Arc::new(Semaphore::new(config.max_in_flight)),
             webhook,
             publisher,
-            max_payload: Box::new(move || client.max_payload()),
+            link: link.clone(),
             metrics: metrics.clone(),
-            lanes: Lanes::default(),
+            lanes: Lanes::new(metrics),
             halt: CancellationToken::new(),
         }
     }
@@ -119,7 +120,7 @@ impl Relay {
         }
         let headers = headers::to_relayed(&message.headers);
         let mut relayed = Outbound { subject: subject.into(), headers, payload: message.payload.clone() };
-        let limit = (self.max_payload)();
+        let limit = self.link.max_payload();
         if relayed.size() > limit {
             return Err(Failure::TooLarge { size: relayed.size(), limit });
         }
@@ -140,7 +141,7 @@ impl Relay {
             }
             Err(failure) => {
                 self.metrics.failed.get_or_create(&FailedLabels { reason: failure.reason() }).inc();
-                error!(subject = %message.subject, id = %message.id, reason = failure.label(), error = %failure, "not relayed");
+                error!(subject = %message.subject, id = %message.id, reason = failure.reason().label(), error = %failure, "not relayed");
                 self.publish_failed(message, &failure).await;
             }
         }
@@ -149,7 +150,11 @@ impl Relay {
     async fn publish_failed(&self, message: &Message, failure: &Failure) {
         let Some(prefix) = &self.failed else { return };
         let tail = self.listen.tail(&message.subject).unwrap_or(&message.subject);
-        let letter = dead_letter(prefix.subject(tail), message, failure, (self.max_payload)());
+        let mut subject = prefix.subject(tail);
+        // `Relay-Subject` has the whole of it.
+        subject.truncate(subject.floor_char_boundary(MAX_SUBJECT_BYTES));
+        subject.truncate(subject.trim_end_matches('.').len());
+        let letter = dead_letter(subject, message, failure, self.link.max_payload());
         if let Err(error) = self.publisher.publish_failed(letter).await {
             self.metrics.failed_unpublished.inc();
             error!(subject = %message.subject, id = %message.id, %error, "failed message not published on the failed subject");
@@ -167,46 +172,42 @@ impl Failure {
             Self::Bug => Reason::bug,
         }
     }
-
-    fn label(&self) -> &'static str {
-        self.reason().label()
-    }
 }
 
-/// The original message with headers that say why it was not relayed.
+/// The original message with headers that say why it was not relayed. What does not fit into
+/// `limit` bytes gives way: the payload first, then the message's own headers.
 fn dead_letter(subject: String, message: &Message, failure: &Failure, limit: usize) -> Outbound {
-    let mut headers = headers::to_relayed(&message.headers);
-    let mut set = |name: &str, value: &dyn std::fmt::Display| headers.insert(name, one_line(&value.to_string()));
-    set("Relay-Subject", &message.subject);
-    set("Relay-Id", &message.id);
-    set("Relay-Reason", &failure.label());
-    set("Relay-Error", failure);
-    set("Relay-Time", &humantime::format_rfc3339_millis(SystemTime::now()));
+    let mut reasons = HeaderMap::new();
+    let mut add = |name: &str, value: &dyn std::fmt::Display| reasons.append(name, one_line(&value.to_string()));
+    add("Relay-Subject", &message.subject);
+    add("Relay-Id", &message.id);
+    add("Relay-Reason", &failure.reason().label());
+    add("Relay-Error", failure);
+    add("Relay-Time", &humantime::format_rfc3339_millis(SystemTime::now()));
     if let Failure::Webhook(Undelivered(refusals)) = failure {
-        for name in ["Relay-Destination", "Relay-Status", "Relay-Attempts", "Relay-Destination-Error"] {
-            // What an earlier relay wrote does not belong to this failure.
-            headers.insert(name, "");
-        }
-        for (index, refusal) in refusals.iter().enumerate() {
-            let status = refusal.status.map_or_else(|| "none".to_owned(), |status| status.as_u16().to_string());
-            for (name, value) in [
-                ("Relay-Destination", refusal.destination.clone()),
-                ("Relay-Status", status),
-                ("Relay-Attempts", refusal.attempts.to_string()),
-                ("Relay-Destination-Error", one_line(&refusal.error)),
-            ] {
-                match index {
-                    0 => headers.insert(name, value),
-                    _ => headers.append(name, value),
-                }
-            }
+        for refusal in refusals {
+            add("Relay-Destination", &refusal.destination);
+            add("Relay-Status", &refusal.status.map_or_else(|| "none".to_owned(), |status| status.as_u16().to_string()));
+            add("Relay-Attempts", &refusal.attempts);
+            add("Relay-Destination-Error", &refusal.error);
         }
     }
+    let with = |mut headers: HeaderMap| {
+        for (name, values) in reasons.iter() {
+            values.iter().for_each(|value| headers.append(name.clone(), value.clone()));
+        }
+        headers
+    };
+    let headers = with(headers::to_relayed(&message.headers));
     let mut letter = Outbound { subject: subject.into(), headers, payload: message.payload.clone() };
     if letter.size() > limit {
-        // Better to know what failed and why than to know nothing: the payload gives way.
         letter.headers.insert("Relay-Payload-Omitted", message.payload.len().to_string());
         letter.payload.clear();
+    }
+    if letter.size() > limit {
+        letter.headers = with(HeaderMap::new());
+        letter.headers.insert("Relay-Payload-Omitted", message.payload.len().to_string());
+        letter.headers.insert("Relay-Headers-Omitted", message.headers.len().to_string());
     }
     letter
 }

@@ -4,20 +4,25 @@
 //! subscription's buffer is moved on at every turn, so that it is the relay's own limits that
 //! decide what may wait.
 
-use crate::config::Config;
+use crate::config;
+use crate::link::Link;
 use crate::message::{Id, Message};
-use crate::nats::Link;
+use crate::nats;
 use crate::publisher::Publisher;
+use crate::subject::Prefix;
 use anyhow::{Context, bail};
-use async_nats::Subscriber;
+use async_nats::{Client, SubscribeError, Subscriber};
 use futures_util::StreamExt;
 use tokio_util::bytes::Bytes;
+use tracing::error;
 
 /// A subscription.
 pub struct Source {
-    subscriber: Subscriber,
+    config: config::Nats,
+    subject: String,
     link: Link,
-    wildcard: String,
+    subscriber: Subscriber,
+    stopped: bool,
 }
 
 impl Source {
@@ -25,47 +30,81 @@ impl Source {
     ///
     /// # Errors
     /// When the user may not subscribe.
-    pub async fn open(config: &Config, link: &Link, publisher: &Publisher) -> anyhow::Result<Self> {
-        let wildcard = config.listen.wildcard();
-        let subscriber = match &config.nats.queue_group {
-            Some(group) => link.client.queue_subscribe(wildcard.clone(), group.clone()).await,
-            None => link.client.subscribe(wildcard.clone()).await,
-        };
-        let subscriber = subscriber.with_context(|| format!("cannot subscribe to {wildcard}"))?;
+    pub async fn open(config: &config::Nats, listen: &Prefix, link: &Link, publisher: &Publisher) -> anyhow::Result<Self> {
+        let subject = listen.wildcard();
+        let generation = link.connected().await;
+        let (_, client) = link.client().await;
+        let subscriber = subscribe(&client, &subject, config).await.with_context(|| format!("cannot subscribe to {subject}"))?;
         publisher.handled().await;
-        if link.is_subscription_denied(&wildcard) {
-            bail!("the NATS user may not subscribe to {wildcard}: grant it to the user");
+        if link.is_subscription_denied(&subject) {
+            bail!("the NATS user may not subscribe to {subject}: grant it to the user");
         }
-        Ok(Self { subscriber, link: link.clone(), wildcard })
+        link.subscribed(generation);
+        tokio::spawn(watch(link.clone(), publisher.clone(), generation));
+        Ok(Self { config: config.clone(), subject, link: link.clone(), subscriber, stopped: false })
     }
 
     /// The next message; `None` when there will be none, because of [`Self::stop`] or because
-    /// the server or the client has ended the subscription.
+    /// the server has ended the subscription.
     pub async fn next(&mut self) -> Option<Message> {
-        let message = tokio::select! {
-            biased;
-            message = self.subscriber.next() => message?,
-            () = self.link.subscription_denied(&self.wildcard) => return None,
-        };
-        Some(Message {
-            subject: message.subject.as_str().into(),
-            headers: message.headers.unwrap_or_default(),
-            // Copied out of the connection's read buffer: a slice would keep all of the buffer
-            // alive, and what waits would occupy several times its size.
-            payload: Bytes::copy_from_slice(&message.payload),
-            id: Id::unique(),
-        })
+        loop {
+            let message = tokio::select! {
+                biased;
+                message = self.subscriber.next() => message,
+                () = self.link.subscription_denied(&self.subject) => return None,
+            };
+            match message {
+                Some(message) => {
+                    return Some(Message {
+                        subject: message.subject.as_str().into(),
+                        headers: message.headers.unwrap_or_default(),
+                        // Copied out of the connection's read buffer: a slice would keep all of the
+                        // buffer alive, and what waits would occupy several times its size.
+                        payload: Bytes::copy_from_slice(&message.payload),
+                        id: Id::unique(),
+                    });
+                }
+                None if self.stopped => return None,
+                None => self.subscribe_anew().await.ok()?,
+            }
+        }
     }
 
-    /// Whether messages can arrive now.
-    #[must_use]
-    pub fn is_active(link: &Link, wildcard: &str) -> bool {
-        link.is_connected() && !link.is_subscription_denied(wildcard)
+    /// The client has ended. With one message that makes it panic anybody could end the relay,
+    /// so another client takes its place.
+    async fn subscribe_anew(&mut self) -> anyhow::Result<()> {
+        error!("the NATS client has failed, perhaps over a message that it cannot parse; connecting anew");
+        self.link.client_ended();
+        let client = nats::wait_for_client(&self.config, &self.link).await.inspect_err(|error| error!(%error, "cannot connect anew"))?;
+        self.subscriber = subscribe(&client, &self.subject, &self.config).await?;
+        self.link.replace(client);
+        Ok(())
     }
 
     /// Ends the subscription; what the server has sent before is still returned by [`Self::next`].
     pub async fn stop(&mut self) {
+        self.stopped = true;
         // Fails only when the client has ended, and then `next` says so.
         let _ = self.subscriber.drain().await;
+    }
+}
+
+async fn subscribe(client: &Client, subject: &str, config: &config::Nats) -> Result<Subscriber, SubscribeError> {
+    match &config.queue_group {
+        Some(group) => client.queue_subscribe(subject.to_owned(), group.clone()).await,
+        None => client.subscribe(subject.to_owned()).await,
+    }
+}
+
+/// Finds out after each reconnect when the subscription is active again: the client sends it
+/// before anything else, so a round trip proves it.
+async fn watch(link: Link, publisher: Publisher, mut generation: u64) {
+    loop {
+        link.replaced(generation).await;
+        generation = link.connected().await;
+        publisher.handled().await;
+        if link.generation() == generation {
+            link.subscribed(generation);
+        }
     }
 }

@@ -69,6 +69,10 @@ impl Delivery {
             debug!(subject = %message.subject, id = %message.id, headers = illegal, "dropped headers that HTTP does not allow");
         }
         headers.entry(header::CONTENT_TYPE).or_insert(HeaderValue::from_static("application/json"));
+        if message.payload.is_empty() {
+            // hyper leaves it out, and some servers then answer 411 Length Required.
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        }
         headers.insert(headers::NATS_SUBJECT, headers::value(&message.subject));
         headers.insert(headers::WEBHOOK_ID, headers::value(message.id.as_str()));
         Self { message: message.clone(), headers, body: message.payload.clone(), relayed }
@@ -107,7 +111,8 @@ impl fmt::Display for Undelivered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, refusal) in self.0.iter().enumerate() {
             let separator = if index > 0 { "; " } else { "" };
-            write!(f, "{separator}{}: {} ({} attempts)", refusal.destination, refusal.error, refusal.attempts)?;
+            let attempts = if refusal.attempts == 1 { "1 attempt".to_owned() } else { format!("{} attempts", refusal.attempts) };
+            write!(f, "{separator}{}: {} ({attempts})", refusal.destination, refusal.error)?;
         }
         Ok(())
     }
@@ -284,6 +289,8 @@ impl Endpoint {
                 format!("nothing listens on {authority}: is the frontend running?")
             } else if error.is_timeout() {
                 format!("no connection to {authority} within the connect time-out")
+            } else if detail.contains("InvalidContentType") {
+                format!("{authority} does not speak TLS: is it http:// rather than https://?")
             } else if texts.iter().any(|text| text.contains("dns error")) {
                 format!("cannot find the host {}: {detail}", self.destination.host())
             } else {

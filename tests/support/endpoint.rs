@@ -163,21 +163,36 @@ pub async fn raw(converse: impl Fn(usize, TcpStream) -> Conversation + Send + Sy
 
 /// Reads one HTTP request with a `Content-Length` body; false when the peer has closed.
 pub async fn read_request(stream: &mut TcpStream) -> bool {
+    request(stream).await.is_some()
+}
+
+/// Reads one HTTP request with a `Content-Length` body and returns it as text; `None` when the
+/// peer has closed.
+pub async fn request(stream: &mut TcpStream) -> Option<String> {
     let mut request = Vec::new();
     let mut buffer = [0; 4096];
     loop {
-        let text = String::from_utf8_lossy(&request).to_lowercase();
+        let text = String::from_utf8_lossy(&request);
         if let Some(end) = text.find("\r\n\r\n") {
-            let length = text.split("content-length: ").nth(1).and_then(|rest| rest.split("\r\n").next()?.parse().ok()).unwrap_or(0);
+            let head = text[..end].to_lowercase();
+            let length = head.split("content-length: ").nth(1).and_then(|rest| rest.split("\r\n").next()?.parse().ok()).unwrap_or(0);
             if request.len() >= end + 4 + length {
-                return true;
+                return Some(text.into_owned());
             }
         }
         match stream.read(&mut buffer).await {
-            Ok(0) | Err(_) => return false,
+            Ok(0) | Err(_) => return None,
             Ok(read) => request.extend_from_slice(&buffer[..read]),
         }
     }
+}
+
+/// A port that refuses connections until the socket is told to listen; nobody else can take it.
+pub fn refusing() -> (tokio::net::TcpSocket, u16) {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let port = socket.local_addr().unwrap().port();
+    (socket, port)
 }
 
 /// Reads a request and answers these bytes.

@@ -6,8 +6,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs, unreachable_pub)]
 
 pub mod endpoint;
+pub mod held;
 pub mod nats;
+pub mod proxy;
 pub mod relay;
+pub mod setup;
 
 use std::future::Future;
 use std::time::Duration;

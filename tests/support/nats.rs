@@ -18,6 +18,17 @@ impl NatsServer {
         Self::with_config("debug: false")
     }
 
+    /// Starts a server on a port that [`Absent`] has kept free.
+    pub fn at(absent: Absent) -> Self {
+        let folder = TempDir::new().unwrap();
+        std::fs::write(folder.path().join("nats.conf"), "debug: false").unwrap();
+        let port = absent.port;
+        drop(absent);
+        let server = Self { process: spawn(folder.path(), i32::from(port)), folder, port };
+        assert_eq!(server.await_port(), port);
+        server
+    }
+
     /// Starts a server with `config` in nats-server's own format.
     pub fn with_config(config: &str) -> Self {
         let folder = TempDir::new().unwrap();
@@ -34,6 +45,11 @@ impl NatsServer {
 
     pub fn pid(&self) -> u32 {
         self.process.id()
+    }
+
+    /// What the server has written to its log so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("nats.log")).unwrap_or_default()
     }
 
     /// Kills the server as a crash would.
@@ -61,6 +77,20 @@ impl NatsServer {
         within("test client connects", options.connect(self.url())).await.unwrap()
     }
 
+    /// A client that logs in.
+    pub async fn client_as(&self, user: &str, password: &str) -> async_nats::Client {
+        let options = async_nats::ConnectOptions::with_user_and_password(user.into(), password.into());
+        within("test client connects", options.connect(self.url())).await.unwrap()
+    }
+
+    /// The address for web sockets, where `config` has switched them on.
+    pub fn websocket_url(&self) -> String {
+        let file = self.folder.path().join(format!("{}_{}.ports", server_name(), self.process.id()));
+        let text = std::fs::read_to_string(file).unwrap();
+        let port = text.split("ws://127.0.0.1:").nth(1).and_then(|rest| rest.split('"').next()).expect("web sockets are on");
+        format!("ws://127.0.0.1:{port}")
+    }
+
     /// Reads the port from the file that the server writes when it listens.
     fn await_port(&self) -> u16 {
         let start = Instant::now();
@@ -76,6 +106,24 @@ impl NatsServer {
         }
         let log = std::fs::read_to_string(self.folder.path().join("nats.log")).unwrap_or_default();
         panic!("nats-server did not start:\n{log}");
+    }
+}
+
+/// A port on which nothing listens and which nobody else gets.
+pub struct Absent {
+    pub port: u16,
+    _bound: tokio::net::TcpSocket,
+}
+
+impl Absent {
+    pub fn reserve() -> Self {
+        let bound = tokio::net::TcpSocket::new_v4().unwrap();
+        bound.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        Self { port: bound.local_addr().unwrap().port(), _bound: bound }
+    }
+
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
     }
 }
 

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_nats-webhook-relay");
 
@@ -24,6 +25,19 @@ pub fn command(folder: &TempDir, variables: &[(&str, &str)]) -> Command {
 /// Runs the binary to its end: status, standard output, standard error.
 pub fn run(arguments: &[&str], variables: &[(&str, &str)]) -> (ExitStatus, String, String) {
     let output = command(&TempDir::new().unwrap(), variables).args(arguments).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status, text(output.stdout), text(output.stderr))
+}
+
+/// Runs a command to its end, which must come within the limit: status, standard output, standard error.
+pub fn finish(mut command: Command) -> (ExitStatus, String, String) {
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let (pid, (ended, output)) = (child.id(), std::sync::mpsc::channel());
+    std::thread::spawn(move || ended.send(child.wait_with_output().unwrap()));
+    let Ok(output) = output.recv_timeout(super::LIMIT) else {
+        signal(pid, "KILL");
+        panic!("the program did not end by itself");
+    };
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status, text(output.stdout), text(output.stderr))
 }
@@ -109,6 +123,50 @@ impl Relay {
         status
     }
 
+    /// Asks the relay's own HTTP server (set `HTTP_LISTEN`) for status and body of `path`.
+    pub async fn get(&self, path: &str) -> (u16, String) {
+        let line = self.logged("serving /healthz").await;
+        let address = field(&line, "address").to_owned();
+        let exchange = async {
+            let mut stream = tokio::net::TcpStream::connect(&address).await.unwrap();
+            let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            answer
+        };
+        let answer = within("an answer of the relay", exchange).await;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    }
+
+    /// One value of /metrics, such as `messages_relayed_total`; 0 while it has none.
+    pub async fn metric(&self, name: &str) -> u64 {
+        let (_, text) = self.get("/metrics").await;
+        let value = text.lines().find_map(|line| line.strip_prefix("nats_webhook_relay_")?.strip_prefix(name)?.strip_prefix(' '));
+        value.map_or(0, |value| value.parse().unwrap())
+    }
+
+    /// Waits until /metrics has `value` under `name`.
+    pub async fn counted(&self, name: &str, value: u64) {
+        let counted = async {
+            while self.metric(name).await != value {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        within(&format!("{name} is {value}"), counted).await;
+    }
+
+    /// Waits until /readyz answers `status`.
+    pub async fn readyz(&self, status: u16) {
+        let answered = async {
+            while self.get("/readyz").await.0 != status {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        within(&format!("/readyz answers {status}"), answered).await;
+    }
+
     pub fn is_running(&mut self) -> bool {
         self.process.try_wait().unwrap().is_none()
     }
@@ -129,6 +187,12 @@ impl Drop for Relay {
             eprintln!("--- log of the relay ---\n{}", self.log().join("\n"));
         }
     }
+}
+
+/// A field of a JSON log line, without quotes.
+pub fn field<'a>(line: &'a str, name: &str) -> &'a str {
+    let value = line.split(&format!("\"{name}\":")).nth(1).unwrap_or_else(|| panic!("{name} is missing in {line}"));
+    value.trim_start_matches('"').split(['"', ',', '}']).next().unwrap()
 }
 
 fn read_lines(stderr: impl Read, lines: &Arc<Mutex<Vec<String>>>) {

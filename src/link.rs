@@ -1,0 +1,283 @@
+//! The connection while the relay runs, and what it says about itself.
+//!
+//! Owns reconnects, permissions and gaps: a lost connection, a denied subject and messages
+//! that may have been missed are each said once, counted, and visible in readiness.
+//!
+//! Server errors and replies arrive over one connection in the server's order. The relay runs
+//! on one thread, whose tasks are woken first come, first served: a denial is therefore noted
+//! here before the reply that followed it is seen by whoever waits for it.
+
+use crate::metrics::Metrics;
+use async_nats::connection::State;
+use async_nats::{Client, ClientError, Event, ServerError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tracing::{error, warn};
+
+/// How often a state is looked at for which there is no reliable event.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// A connection to NATS. Clones share it.
+#[derive(Clone)]
+pub struct Link(Arc<Shared>);
+
+struct Shared {
+    metrics: Metrics,
+    client: Mutex<Current>,
+    report: Mutex<Report>,
+    changed: Notify,
+}
+
+/// The client in use: it reconnects for ever and subscribes again by itself. It is replaced
+/// only when it has ended, which it does by a panic over a message that it can not parse.
+#[derive(Default)]
+struct Current {
+    client: Option<Client>,
+    number: u64,
+    /// Connections of the clients before it.
+    earlier_connections: u64,
+}
+
+#[derive(Default)]
+struct Report {
+    lost_at: Option<Instant>,
+    reason_said: bool,
+    slow_consumer_said: bool,
+    /// The connection in which the subscription is known to be active.
+    subscribed_in: u64,
+    denied_publishes: Vec<String>,
+    denied_subscriptions: Vec<String>,
+}
+
+impl Link {
+    /// A link without a client yet.
+    #[must_use]
+    pub fn new(metrics: &Metrics) -> Self {
+        Self(Arc::new(Shared { metrics: metrics.clone(), client: Mutex::default(), report: Mutex::default(), changed: Notify::new() }))
+    }
+
+    /// Uses `client` from now on.
+    pub fn replace(&self, client: Client) {
+        let mut current = self.current();
+        let connections = current.client.as_ref().map_or(0, connections);
+        current.earlier_connections += connections;
+        current.number += 1;
+        current.client = Some(client);
+        drop(current);
+        self.0.changed.notify_waiters();
+    }
+
+    /// The client in use has ended: there is no connection until it is replaced.
+    pub fn client_ended(&self) {
+        self.note(Event::Disconnected);
+        let mut current = self.current();
+        let connections = current.client.take().as_ref().map_or(0, connections);
+        current.earlier_connections += connections;
+    }
+
+    /// The client in use, and its number; waits while there is none.
+    pub async fn client(&self) -> (u64, Client) {
+        loop {
+            let current = {
+                let current = self.current();
+                current.client.clone().map(|client| (current.number, client))
+            };
+            match current {
+                Some(current) => return current,
+                None => self.change().await,
+            }
+        }
+    }
+
+    /// How many connections there have been. What was published and what came back under the
+    /// same number travelled over the same connection, in order.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        let current = self.current();
+        current.earlier_connections + current.client.as_ref().map_or(0, connections)
+    }
+
+    /// Whether there is a connection now.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.current().client.as_ref().is_some_and(|client| client.connection_state() == State::Connected)
+    }
+
+    /// Waits for a connection and returns its number.
+    pub async fn connected(&self) -> u64 {
+        while !self.is_connected() {
+            self.change().await;
+        }
+        self.generation()
+    }
+
+    /// Waits until the connection `generation` is no more the current one.
+    pub async fn replaced(&self, generation: u64) {
+        while self.generation() == generation {
+            self.change().await;
+        }
+    }
+
+    /// The largest message that the server takes, headers included, in bytes.
+    #[must_use]
+    pub fn max_payload(&self) -> usize {
+        self.current().client.as_ref().map_or(usize::MAX, Client::max_payload)
+    }
+
+    /// Notes that the subscription is active in the connection `generation`, and reports the
+    /// gap if there was one before.
+    pub fn subscribed(&self, generation: u64) {
+        let mut report = self.report();
+        report.subscribed_in = generation;
+        if let Some(lost_at) = report.lost_at.take() {
+            self.0.metrics.reconnects.inc();
+            self.0.metrics.gaps.inc();
+            let gap_ms = lost_at.elapsed().as_millis() as u64;
+            error!(gap_ms, "reconnected to NATS; what was published meanwhile has not reached the relay");
+        }
+    }
+
+    /// Whether messages can arrive now.
+    #[must_use]
+    pub fn is_subscribed(&self) -> bool {
+        self.is_connected() && self.report().subscribed_in == self.generation()
+    }
+
+    /// Whether the server has denied a publish on `subject` that was not asked about before.
+    #[must_use]
+    pub fn take_denied_publish(&self, subject: &str) -> bool {
+        let mut report = self.report();
+        let found = report.denied_publishes.iter().position(|denied| denied == subject);
+        found.map(|index| report.denied_publishes.swap_remove(index)).is_some()
+    }
+
+    /// Whether so many publishes were denied at once that some may not have been noted: the
+    /// client's event channel holds 128.
+    #[must_use]
+    pub fn may_have_missed_denials(&self) -> bool {
+        self.report().denied_publishes.len() > 100
+    }
+
+    /// Forgets denied publishes that nobody asks about any more.
+    pub fn forget_denied_publishes(&self) {
+        self.report().denied_publishes.clear();
+    }
+
+    /// Whether the server has denied the subscription to `subject`.
+    #[must_use]
+    pub fn is_subscription_denied(&self, subject: &str) -> bool {
+        self.report().denied_subscriptions.iter().any(|denied| denied == subject)
+    }
+
+    /// Returns when the server denies the subscription to `subject`.
+    pub async fn subscription_denied(&self, subject: &str) {
+        loop {
+            let changed = self.0.changed.notified();
+            if self.is_subscription_denied(subject) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Takes note of what a client reports.
+    pub fn note(&self, event: Event) {
+        let mut report = self.report();
+        match event {
+            Event::Connected => {
+                report.reason_said = false;
+                report.slow_consumer_said = false;
+                report.denied_publishes.clear();
+                report.denied_subscriptions.clear();
+            }
+            Event::Disconnected => {
+                report.lost_at.get_or_insert_with(Instant::now);
+                warn!("lost the connection to NATS, reconnecting");
+            }
+            Event::ClientError(ClientError::Other(reason)) if !report.reason_said => {
+                report.reason_said = true;
+                warn!(reason, "cannot reconnect to NATS yet, trying again");
+            }
+            Event::SlowConsumer(_) => {
+                self.0.metrics.lost.inc();
+                if !std::mem::replace(&mut report.slow_consumer_said, true) {
+                    self.0.metrics.gaps.inc();
+                    error!("the NATS client dropped messages before the relay could take them");
+                }
+            }
+            Event::LameDuckMode => warn!("the NATS server is about to stop (lame duck mode)"),
+            Event::ServerError(ServerError::Other(text)) => match denied(&text) {
+                Some((Denied::Publish, subject)) => report.denied_publishes.push(subject),
+                Some((Denied::Subscription, subject)) => report.denied_subscriptions.push(subject),
+                None => warn!(reason = text, "NATS server reported an error"),
+            },
+            Event::ServerError(reason) => warn!(%reason, "NATS server reported an error"),
+            Event::ClientError(_) | Event::Draining | Event::Closed => {}
+        }
+        drop(report);
+        self.0.changed.notify_waiters();
+    }
+
+    async fn change(&self) {
+        let _ = tokio::time::timeout(LOOK, self.0.changed.notified()).await;
+    }
+
+    fn current(&self) -> MutexGuard<'_, Current> {
+        self.0.client.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn report(&self) -> MutexGuard<'_, Report> {
+        self.0.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn connections(client: &Client) -> u64 {
+    client.statistics().connects.load(Ordering::Acquire)
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Denied {
+    Publish,
+    Subscription,
+}
+
+/// Reads nats-server's `Permissions Violation for Publish to "SUBJECT"` and its twin for
+/// subscriptions. The subject is quoted as Go's `%q` does.
+fn denied(text: &str) -> Option<(Denied, String)> {
+    let rest = text.strip_prefix("Permissions Violation for ")?;
+    let (kind, quoted) = match rest.strip_prefix("Publish to \"") {
+        Some(quoted) => (Denied::Publish, quoted),
+        None => (Denied::Subscription, rest.strip_prefix("Subscription to \"")?),
+    };
+    let mut subject = String::new();
+    let mut characters = quoted.chars();
+    loop {
+        match characters.next()? {
+            '"' => return Some((kind, subject)),
+            '\\' => subject.push(characters.next()?),
+            character => subject.push(character),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn denials_are_read_as_the_server_writes_them() {
+        for (text, expected) in [
+            (r#"Permissions Violation for Publish to "a.b""#, Some((Denied::Publish, "a.b"))),
+            (r#"Permissions Violation for Publish to "a.\"q\"\\""#, Some((Denied::Publish, r#"a."q"\"#))),
+            (r#"Permissions Violation for Subscription to "a.>""#, Some((Denied::Subscription, "a.>"))),
+            (r#"Permissions Violation for Subscription to "a.>" using queue "q""#, Some((Denied::Subscription, "a.>"))),
+            ("Authorization Violation", None),
+            (r#"Permissions Violation for Publish to "unfinished"#, None),
+        ] {
+            assert_eq!(denied(text), expected.map(|(kind, subject)| (kind, subject.to_owned())), "{text}");
+        }
+    }
+}

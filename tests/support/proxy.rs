@@ -1,0 +1,109 @@
+//! A TCP proxy in front of a server, which a test can cut, close, or have swallow what is sent.
+
+use std::sync::{Arc, Mutex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+pub struct Proxy {
+    pub port: u16,
+    state: Arc<Mutex<State>>,
+    accepting: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct State {
+    closed: bool,
+    swallowing: bool,
+    swallowed: Vec<u8>,
+    connections: Vec<JoinHandle<()>>,
+}
+
+impl Proxy {
+    pub async fn to(port: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let own = listener.local_addr().unwrap().port();
+        let state = Arc::new(Mutex::new(State::default()));
+        let shared = state.clone();
+        let accepting = tokio::spawn(async move {
+            loop {
+                let (client, _) = listener.accept().await.unwrap();
+                let mut state = shared.lock().unwrap();
+                if !state.closed {
+                    // What was swallowed belongs to the connections before.
+                    state.swallowing = false;
+                    state.connections.push(tokio::spawn(forward(client, port, shared.clone())));
+                }
+            }
+        });
+        Self { port: own, state, accepting }
+    }
+
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// From now on nothing that is sent to the server arrives there, until the next connection.
+    pub fn swallow(&self) {
+        self.lock().swallowing = true;
+    }
+
+    /// Whether `text` was swallowed.
+    pub fn has_swallowed(&self, text: &str) -> bool {
+        self.lock().swallowed.windows(text.len()).any(|window| window == text.as_bytes())
+    }
+
+    /// Breaks all connections.
+    pub fn cut(&self) {
+        self.lock().connections.drain(..).for_each(|connection| connection.abort());
+    }
+
+    /// Breaks all connections and every new one before it has begun.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.cut();
+    }
+
+    /// Lets new connections through again.
+    pub fn open(&self) {
+        self.lock().closed = false;
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.accepting.abort();
+        self.cut();
+    }
+}
+
+async fn forward(client: TcpStream, port: u16, state: Arc<Mutex<State>>) {
+    let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
+    let _ = (client.set_nodelay(true), server.set_nodelay(true));
+    let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+    let swallow = |bytes: &[u8]| {
+        let mut state = state.lock().unwrap();
+        if state.swallowing {
+            state.swallowed.extend_from_slice(bytes);
+        }
+        state.swallowing
+    };
+    tokio::select! {
+        () = copy(from_client, to_server, swallow) => {}
+        () = copy(from_server, to_client, |_| false) => {}
+    }
+}
+
+async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, swallow: impl Fn(&[u8]) -> bool) {
+    let mut buffer = vec![0; 64 * 1024];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        if !swallow(&buffer[..read]) && to.write_all(&buffer[..read]).await.is_err() {
+            return;
+        }
+    }
+}
