@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 #[path = "../tests/support/nats.rs"]
+#[allow(dead_code, unreachable_pub)]
 mod nats;
 
 // What `nats` takes from the tests' support.
@@ -24,6 +25,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(LIMIT, future).await.unwrap_or_else(|_| panic!("{what}: not within {LIMIT:?}"))
 }
+#[allow(dead_code)]
 fn signal(pid: u32, signal: &str) {
     Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status().unwrap();
 }
@@ -38,7 +40,15 @@ fn main() {
     let number = |index: usize| arguments[index].parse().unwrap();
     match arguments.get(1).map(String::as_str) {
         Some("endpoint") => runtime.block_on(endpoint(number(2))),
-        Some("bare") => runtime.block_on(bare(&arguments[2], number(3) as usize, number(4) as usize)),
+        Some("bare") => {
+            // As such a client is usually written, and on one thread as the relay runs.
+            let mut builder = match arguments[2].as_str() {
+                "threads" => tokio::runtime::Builder::new_multi_thread(),
+                _ => tokio::runtime::Builder::new_current_thread(),
+            };
+            let (url, size, messages) = (arguments[3].clone(), number(4) as usize, number(5) as usize);
+            builder.enable_all().build().unwrap().block_on(bare(url, size, messages));
+        }
         _ => {
             let quick = arguments.iter().any(|argument| argument == "--quick");
             let only = arguments.iter().position(|argument| argument == "--only").and_then(|index| arguments.get(index + 1));
@@ -50,25 +60,26 @@ fn main() {
 async fn compare(quick: bool, only: &str) {
     let scale = if quick { 10 } else { 1 };
     println!(
-        "two lines a case: the bare client, then the relay; MAX_IN_FLIGHT {IN_FLIGHT}, {SUBJECTS} subjects, logs at warn unless said\n"
+        "bare: a reqwest client that only POSTs, on tokio's default runtime and on one thread; MAX_IN_FLIGHT {IN_FLIGHT}, {SUBJECTS} subjects, logs at warn unless said\n"
     );
-    println!("{:34} {:>9} {:>12} {:>9} {:>9} {:>10}", "", "msg/s", "CPU us/msg", "p50 ms", "p99 ms", "peak MiB");
+    println!("{:46} {:>9} {:>12} {:>9} {:>9} {:>10}", "", "msg/s", "CPU us/msg", "p50 ms", "p99 ms", "peak MiB");
     for (size, after, messages) in [(300, 0, 60_000), (300, 20, 40_000), (100_000, 0, 10_000), (100_000, 20, 10_000)] {
         let messages = messages / scale;
         let case = format!("{size} B, endpoint after {after} ms");
         if !case.contains(only) {
             continue;
         }
-        let bare = bare_run(after, size, messages);
+        let bare = bare_run("threads", after, size, messages);
         bare.print(&format!("{case}: bare"));
+        let bare_one = bare_run("thread", after, size, messages);
+        bare_one.print(&format!("{case}: bare, 1 thread"));
         let relay = relay_run(after, size, messages, "warn").await;
         relay.print(&format!("{case}: relay"));
-        let of_ideal = if after > 0 {
-            format!(", {:.0} % of MAX_IN_FLIGHT / {after} ms", relay.rate / (IN_FLIGHT as f64 * 1000.0 / after as f64) * 100.0)
-        } else {
-            String::new()
-        };
-        println!("{:34} throughput x {:.2}, CPU x {:.2}{of_ideal}\n", "  relay / bare", relay.rate / bare.rate, relay.cpu_us / bare.cpu_us);
+        let ideal = IN_FLIGHT as f64 * 1000.0 / after as f64;
+        let of_ideal =
+            if after > 0 { format!("; {:.0} % of MAX_IN_FLIGHT / {after} ms", relay.rate / ideal * 100.0) } else { String::new() };
+        let (cpu, cpu_one) = (relay.cpu_us / bare.cpu_us, relay.cpu_us / bare_one.cpu_us);
+        println!("  relay / bare: throughput x {:.2}, CPU x {cpu:.2} (1 thread: x {cpu_one:.2}){of_ideal}\n", relay.rate / bare.rate);
     }
     if !only.is_empty() {
         return;
@@ -90,38 +101,43 @@ impl Figures {
     fn print(&self, name: &str) {
         let latency = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"));
         let (p50, p99) = (latency(self.latency.map(|l| l.0)), latency(self.latency.map(|l| l.1)));
-        println!("{name:34} {:9.0} {:12.1} {p50:>9} {p99:>9} {:10.1}", self.rate, self.cpu_us, self.peak_mib);
+        println!("{name:46} {:9.0} {:12.1} {p50:>9} {p99:>9} {:10.1}", self.rate, self.cpu_us, self.peak_mib);
     }
 }
 
 // --- (a) the bare client ---------------------------------------------------------------------
 
-fn bare_run(after_ms: u64, size: usize, messages: usize) -> Figures {
+fn bare_run(runtime: &str, after_ms: u64, size: usize, messages: usize) -> Figures {
     let (_endpoint, url) = start_endpoint(after_ms);
-    let output =
-        Command::new(std::env::current_exe().unwrap()).args(["bare", &url, &size.to_string(), &messages.to_string()]).output().unwrap();
+    let arguments = ["bare", runtime, &url, &size.to_string(), &messages.to_string()];
+    let output = Command::new(std::env::current_exe().unwrap()).args(arguments).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let numbers: Vec<f64> = text.split_whitespace().map(|number| number.parse().unwrap()).collect();
     Figures { rate: messages as f64 / numbers[0], cpu_us: numbers[1] / messages as f64, latency: None, peak_mib: numbers[2] }
 }
 
-async fn bare(url: &str, size: usize, messages: usize) {
+async fn bare(url: String, size: usize, messages: usize) {
     provide_tls();
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let url: reqwest::Url = url.parse().unwrap();
     let body = body(size, 0);
-    let post = async |count: usize| {
-        let posts = (0..IN_FLIGHT).map(|_| async {
-            for _ in 0..count / IN_FLIGHT {
-                let post = client.post(url.clone()).header("content-type", "application/json").body(body.clone());
-                post.send().await.unwrap().bytes().await.unwrap();
-            }
+    let post_all = async |count: usize| {
+        let workers = (0..IN_FLIGHT).map(|_| {
+            let (client, url, body) = (client.clone(), url.clone(), body.clone());
+            tokio::spawn(async move {
+                for _ in 0..count / IN_FLIGHT {
+                    let post = client.post(url.clone()).header("content-type", "application/json").body(body.clone());
+                    post.send().await.unwrap().bytes().await.unwrap();
+                }
+            })
         });
-        futures_util::future::join_all(posts).await;
+        for worker in workers.collect::<Vec<_>>() {
+            worker.await.unwrap();
+        }
     };
-    post(IN_FLIGHT * 10).await;
+    post_all(IN_FLIGHT * 10).await;
     let (start, cpu) = (Instant::now(), cpu_us("self"));
-    post(messages).await;
+    post_all(messages).await;
     println!("{} {} {}", start.elapsed().as_secs_f64(), cpu_us("self") - cpu, memory_mib("self", "VmHWM"));
 }
 

@@ -124,7 +124,7 @@ fn start_relay(folder: &Path, nats: &str, webhook: &str) -> anyhow::Result<(Proc
             if line.contains("ready") {
                 let _ = sender.take().map(|sender| sender.send(()));
             }
-            say("relay", line.get(13..).unwrap_or(&line));
+            say("relay", line.get(14..).unwrap_or(&line));
         }
     });
     Ok((process, ready))

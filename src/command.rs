@@ -61,6 +61,10 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if matches.subcommand_name() == Some("check") => {
+            eprintln!("nats-webhook-relay: {error:#}");
+            ExitCode::FAILURE
+        }
         Err(error) => {
             error!(error = format!("{error:#}"), "ended with an error");
             ExitCode::FAILURE
@@ -104,8 +108,13 @@ async fn run(config: &Config) -> anyhow::Result<()> {
         serve::start(address, metrics.clone(), readiness.clone()).await?;
     }
     let webhook = Webhook::new(&config.webhook, &metrics)?;
+    let connected = async {
+        let link = nats::connect(&config.nats, &metrics).await?;
+        let (publisher, source) = subscribe(config, &config.nats, &link, &metrics).await?;
+        anyhow::Ok((link, publisher, source))
+    };
     let (link, publisher, source) = tokio::select! {
-        connected = connect(config, &metrics) => connected?,
+        connected = connected => connected?,
         () = &mut stop => {
             info!("stopped before NATS could be reached");
             return Ok(());
@@ -119,17 +128,16 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     intake::run(config, source, &relay, &metrics, stop).await
 }
 
-/// Connects and subscribes, and finds out whether the user may do what relaying needs.
-async fn connect(config: &Config, metrics: &Metrics) -> anyhow::Result<(Link, Publisher, Source)> {
-    let link = nats::connect(&config.nats, metrics).await?;
+/// Subscribes, and finds out whether the user may do what relaying needs.
+async fn subscribe(config: &Config, nats: &config::Nats, link: &Link, metrics: &Metrics) -> anyhow::Result<(Publisher, Source)> {
     let publisher = Publisher::open(link.clone(), metrics).await?;
     for prefix in [Some(&config.relayed), config.failed.as_ref()].into_iter().flatten() {
         if !publisher.may_publish(prefix).await {
             bail!("the NATS user may not publish on {}: grant it to the user", prefix.wildcard());
         }
     }
-    let source = Source::open(&config.nats, &config.listen, &link, &publisher).await?;
-    Ok((link, publisher, source))
+    let source = Source::open(nats, &config.listen, link, &publisher).await?;
+    Ok((publisher, source))
 }
 
 /// Tries everything that can be tried without relaying anything.
@@ -137,10 +145,11 @@ async fn connect(config: &Config, metrics: &Metrics) -> anyhow::Result<(Link, Pu
 async fn check(config: &Config) -> anyhow::Result<()> {
     let metrics = Metrics::default();
     Webhook::new(&config.webhook, &metrics)?;
-    let client = nats::connect_or_fail(&config.nats, &metrics).await?;
-    println!("connected to  nats-server {}", client.server_info().version);
-    drop(client);
-    connect(config, &metrics).await?;
+    let link = nats::connect_or_fail(&config.nats, &metrics).await?;
+    println!("connected to  nats-server {}", link.client().await.1.server_info().version);
+    // Outside of the queue group: a message given to this process would reach nobody.
+    let alone = config::Nats { queue_group: None, ..config.nats.clone() };
+    subscribe(config, &alone, &link, &metrics).await?;
     let group = config.nats.queue_group.as_ref().map(|group| format!(" (queue group {group})"));
     println!("listens on    {}{}", config.listen.wildcard(), group.unwrap_or_default());
     for destination in &config.webhook.destinations {

@@ -266,13 +266,12 @@ impl Config {
     /// All mistakes at once.
     pub fn from_environment(environment: &Environment) -> Result<Self, Mistakes> {
         let mut read = Reader { environment, mistakes: Vec::new() };
-        for name in PLANNED.iter().filter(|name| environment.get(name).is_some()) {
+        let planned = |name: &&str| PLANNED.contains(&name.strip_suffix("_FILE").unwrap_or(name));
+        for name in environment.names().filter(planned) {
             read.mistakes.push(format!("{name}: not supported by this version; unset it"));
         }
 
-        let destinations = read.required("WEBHOOK_DESTINATION", "http:// or https:// URLs separated by white space", |text| {
-            text.split_whitespace().map(Destination::parse).collect::<Option<Vec<_>>>()
-        });
+        let destinations = read.destinations();
         let nats = read.nats();
         let listen = read.prefix("NATS_SUBJECT_PREFIX", true);
         let relayed = read.prefix("NATS_RELAYED_SUBJECT_PREFIX", true);
@@ -302,7 +301,7 @@ impl Config {
             _ => None,
         });
         let filter = read.required("RUST_LOG", "a level (error, warn, info, debug, trace) or target=level,...", |text| {
-            EnvFilter::try_new(text).is_ok().then(|| text.to_owned())
+            (EnvFilter::try_new(text).is_ok() && text.split(',').all(is_directive)).then(|| text.to_owned())
         });
 
         // Every `required` that is None has left a mistake behind.
@@ -344,6 +343,14 @@ fn number<T: std::str::FromStr + PartialOrd>(range: std::ops::RangeInclusive<T>)
     move |text| text.parse().ok().filter(|value| range.contains(value))
 }
 
+/// Whether a part of `RUST_LOG` says what somebody could mean. A bare word is a target, so that
+/// `RUST_LOG=verbose` would silence everything.
+fn is_directive(part: &str) -> bool {
+    let part = part.trim();
+    let levels = ["", "off", "error", "warn", "info", "debug", "trace"];
+    part.contains(['=', '[', ':', '_']) || levels.iter().any(|level| part.eq_ignore_ascii_case(level))
+}
+
 /// Reads variables one by one and keeps every mistake.
 struct Reader<'a> {
     environment: &'a Environment,
@@ -377,7 +384,7 @@ impl Reader<'_> {
         let path = self.environment.get(name)?;
         match std::fs::read_to_string(path) {
             Ok(text) if text.trim().is_empty() => self.mistakes.push(format!("{name}: {path} is empty")),
-            Ok(text) => return Some(text.trim().to_owned()),
+            Ok(text) => return Some(text.trim_end_matches(['\r', '\n']).to_owned()),
             Err(error) => self.mistakes.push(format!("{name}: cannot read {path}: {error}")),
         }
         None
@@ -437,6 +444,21 @@ impl Reader<'_> {
                 self.mistakes.push(format!("{name}: {prefix} is equal to, below or above {other_name} ({other}): {why}"));
             }
         }
+    }
+
+    fn destinations(&mut self) -> Option<Vec<Destination>> {
+        const NAME: &str = "WEBHOOK_DESTINATION";
+        const EXPECTED: &str = "http:// or https:// URLs separated by white space";
+        let text = self.required(NAME, EXPECTED, |text| Some(text.to_owned()))?;
+        let mut destinations = Vec::new();
+        for (index, url) in text.split_whitespace().enumerate() {
+            match Destination::parse(url) {
+                // A comma between two would make one URL of them.
+                Some(destination) if !url.contains(",http:") && !url.contains(",https:") => destinations.push(destination),
+                _ => self.mistakes.push(format!("{NAME}: expected {EXPECTED}; number {} is not one", index + 1)),
+            }
+        }
+        Some(destinations)
     }
 
     fn nats(&mut self) -> Option<Nats> {
@@ -516,7 +538,10 @@ pub fn unknown(environment: &Environment) -> Vec<String> {
         })
     };
     let ours = |name: &&str| name.starts_with("WEBHOOK_") || name.starts_with("PLUGIN");
-    let strange = environment.names().filter(ours).filter(|name| !PLANNED.contains(name) && known().all(|known| known != **name));
+    let strange = environment
+        .names()
+        .filter(ours)
+        .filter(|name| !PLANNED.contains(&name.strip_suffix("_FILE").unwrap_or(name)) && known().all(|known| known != **name));
     strange
         .map(|name| {
             let nearest = known().max_by(|a, b| strsim::jaro_winkler(a, name).total_cmp(&strsim::jaro_winkler(b, name)));

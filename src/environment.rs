@@ -20,18 +20,22 @@ impl Environment {
         let mut settings = BTreeMap::new();
         let mut mistakes = Vec::new();
         for name in [".env", ".env.local"] {
-            match dotenvy::from_path_iter(folder.join(name)) {
-                Err(dotenvy::Error::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => mistakes.push(format!("{name}: {}", reason(&error))),
-                Ok(entries) => {
-                    for (index, entry) in entries.enumerate() {
-                        match entry {
-                            Ok((key, value)) => drop(settings.insert(key, value)),
-                            Err(error) => {
-                                mistakes.push(format!("{name}: entry {}: {}", index + 1, reason(&error)));
-                                break;
-                            }
-                        }
+            let text = match std::fs::read_to_string(folder.join(name)) {
+                Ok(text) => text,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(error) => {
+                    mistakes.push(format!("{name}: cannot be read: {error}"));
+                    continue;
+                }
+            };
+            // Some editors begin a file with a byte-order mark.
+            let text = text.trim_start_matches('\u{feff}').as_bytes();
+            for (index, entry) in dotenvy::from_read_iter(text).enumerate() {
+                match entry {
+                    Ok((key, value)) => drop(settings.insert(key, value)),
+                    Err(error) => {
+                        mistakes.push(format!("{name}: entry {}: {}", index + 1, reason(&error)));
+                        break;
                     }
                 }
             }
@@ -68,7 +72,7 @@ impl<K: Into<String>, V: Into<String>> FromIterator<(K, V)> for Environment {
 fn reason(error: &dotenvy::Error) -> String {
     match error {
         dotenvy::Error::LineParse(_, position) => {
-            format!("expected NAME=value (quote a value that has spaces or #), stopped at character {position} of the line")
+            format!("expected NAME=value; a value with spaces or # needs quotes, and a quote needs its end (near character {position})")
         }
         dotenvy::Error::Io(error) => format!("cannot be read: {error}"),
         _ => "cannot be read".to_owned(),

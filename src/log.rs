@@ -5,13 +5,14 @@
 //! `json` show the same events with all fields.
 
 use crate::config::{Format, Log};
-use std::fmt::{self, Write};
+use std::fmt;
 use std::io::IsTerminal;
 use std::time::SystemTime;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::fmt::format::{self, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
@@ -23,7 +24,7 @@ pub fn start(log: &Log) {
     let format = log.format.unwrap_or(if terminal { Format::Pretty } else { Format::Compact });
     match format {
         Format::Pretty => builder.event_format(Pretty).init(),
-        Format::Compact => builder.compact().with_target(false).init(),
+        Format::Compact => builder.compact().with_target(false).fmt_fields(escaped()).init(),
         Format::Json => builder.json().flatten_event(true).with_target(false).with_current_span(false).with_span_list(false).init(),
     }
 }
@@ -33,6 +34,30 @@ pub fn start(log: &Log) {
 fn filter(text: &str) -> EnvFilter {
     let text = if text.contains("async_nats") { text.to_owned() } else { format!("{text},async_nats=off") };
     EnvFilter::new(text)
+}
+
+/// Fields as `name=value`, control characters escaped: subjects and server texts hold any.
+fn escaped() -> impl for<'writer> FormatFields<'writer> {
+    let field = format::debug_fn(|out, field, value| {
+        let text = printable(&format!("{value:?}"));
+        match field.name() {
+            "message" => out.write_str(&text),
+            name => write!(out, "{name}={text}"),
+        }
+    });
+    field.delimited(" ")
+}
+
+/// `text` with its control characters escaped.
+fn printable(text: &str) -> String {
+    let mut printable = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character.is_control() {
+            true => printable.extend(character.escape_default()),
+            false => printable.push(character),
+        }
+    }
+    printable
 }
 
 /// One line an event, made to be read.
@@ -47,7 +72,7 @@ where
         let mut fields = Fields::default();
         event.record(&mut fields);
         let now = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
-        let time = now.get(11..23).unwrap_or_default();
+        let time = now.get(11..24).unwrap_or_default();
         let color = out.has_ansi_escapes();
         let paint = |code: &str, text: &str| if color { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() };
         write!(out, "{} ", paint("2", time))?;
@@ -102,13 +127,7 @@ impl Fields {
     }
 
     fn push(&mut self, field: &Field, value: &str) {
-        let mut text = String::with_capacity(value.len());
-        for character in value.chars() {
-            match character.is_control() {
-                true => drop(write!(text, "{}", character.escape_default())),
-                false => text.push(character),
-            }
-        }
+        let text = printable(value);
         match field.name() {
             "message" => self.message = text,
             name => self.rest.push((name, text)),

@@ -32,6 +32,9 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Every kind, so that each is counted from zero.
+    const ALL: [Self; 5] = [Self::webhook, Self::too_large, Self::publish, Self::shutdown, Self::bug];
+
     /// The label's value, also used in logs and in headers of the failed subject.
     #[must_use]
     pub fn label(self) -> &'static str {
@@ -90,6 +93,9 @@ impl Metrics {
     /// The counters in the OpenMetrics text format.
     #[must_use]
     pub fn encode(&self) -> String {
+        for reason in Reason::ALL {
+            drop(self.failed.get_or_create(&FailedLabels { reason }));
+        }
         let mut registry = Registry::with_prefix("nats_webhook_relay");
         registry.register("messages_received", "Messages received", self.received.clone());
         registry.register("messages_relayed", "Messages republished and confirmed", self.relayed.clone());

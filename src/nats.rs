@@ -3,7 +3,7 @@
 use crate::config::{self, Login};
 use crate::link::Link;
 use crate::metrics::Metrics;
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -11,6 +11,8 @@ use tracing::warn;
 
 /// How often a server that can not be reached is mentioned again.
 const REMIND: Duration = Duration::from_secs(60);
+/// How soon after it another reason is mentioned; two that alternate are no news.
+const OTHER_REASON: Duration = Duration::from_secs(5);
 /// A silent connection is noticed after two to three of these.
 const PING: Duration = Duration::from_secs(10);
 
@@ -31,7 +33,7 @@ pub async fn connect(config: &config::Nats, metrics: &Metrics) -> anyhow::Result
 /// When waiting would not help: wrong credentials, or TLS that can not be set up.
 pub async fn wait_for_client(config: &config::Nats, link: &Link) -> anyhow::Result<Client> {
     let servers = shown(config);
-    let (mut said, mut said_at) = (String::new(), Instant::now());
+    let mut said: Option<(String, Instant)> = None;
     let mut wait = Duration::from_millis(100);
     loop {
         let reason = match connect_once(config, link).await {
@@ -39,9 +41,10 @@ pub async fn wait_for_client(config: &config::Nats, link: &Link) -> anyhow::Resu
             Err(error) if is_final(error.kind()) => bail!("{}", explain(&error, &servers)),
             Err(error) => explain(&error, &servers),
         };
-        if reason != said || said_at.elapsed() >= REMIND {
+        let due = said.as_ref().is_none_or(|(text, at)| at.elapsed() >= if *text == reason { REMIND } else { OTHER_REASON });
+        if due {
             warn!(reason, "waiting for NATS");
-            (said, said_at) = (reason, Instant::now());
+            said = Some((reason, Instant::now()));
         }
         tokio::time::sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
         wait = (wait * 2).min(Duration::from_secs(2));
@@ -52,8 +55,11 @@ pub async fn wait_for_client(config: &config::Nats, link: &Link) -> anyhow::Resu
 ///
 /// # Errors
 /// After one try of each server.
-pub async fn connect_or_fail(config: &config::Nats, metrics: &Metrics) -> anyhow::Result<Client> {
-    connect_once(config, &Link::new(metrics)).await.map_err(|error| anyhow::anyhow!(explain(&error, &shown(config))))
+pub async fn connect_or_fail(config: &config::Nats, metrics: &Metrics) -> anyhow::Result<Link> {
+    let link = Link::new(metrics);
+    let client = connect_once(config, &link).await.map_err(|error| anyhow!(explain(&error, &shown(config))))?;
+    link.replace(client);
+    Ok(link)
 }
 
 async fn connect_once(config: &config::Nats, link: &Link) -> Result<Client, ConnectError> {
@@ -86,7 +92,7 @@ fn explain(error: &ConnectError, servers: &str) -> String {
     let mut io = causes.clone().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
     match error.kind() {
         ConnectErrorKind::AuthorizationViolation => {
-            format!("{servers} refused the login: check NATS_USER and NATS_PASS")
+            format!("{servers} refused the login: check NATS_USER and NATS_PASS, or the user info in NATS_HOST")
         }
         ConnectErrorKind::Dns => format!("cannot find the host of {servers} (NATS_HOST)"),
         ConnectErrorKind::TimedOut => format!("{servers} did not answer in time (NATS_HOST)"),

@@ -97,10 +97,10 @@ impl NatsServer {
         let file = self.folder.path().join(format!("{}_{}.ports", server_name(), self.process.id()));
         while start.elapsed() < LIMIT {
             let text = std::fs::read_to_string(&file).unwrap_or_default();
-            if let Some(port) = text.split("nats://127.0.0.1:").nth(1).and_then(|rest| rest.split('"').next()) {
-                if std::net::TcpStream::connect(("127.0.0.1", port.parse().unwrap())).is_ok() {
-                    return port.parse().unwrap();
-                }
+            if let Some(port) = text.split("nats://127.0.0.1:").nth(1).and_then(|rest| rest.split('"').next())
+                && std::net::TcpStream::connect(("127.0.0.1", port.parse().unwrap())).is_ok()
+            {
+                return port.parse().unwrap();
             }
             std::thread::sleep(std::time::Duration::from_millis(5));
         }

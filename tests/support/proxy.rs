@@ -17,6 +17,8 @@ struct State {
     closed: bool,
     swallowing: bool,
     swallowed: Vec<u8>,
+    hold: Option<Vec<u8>>,
+    holding: bool,
     connections: Vec<JoinHandle<()>>,
 }
 
@@ -52,6 +54,21 @@ impl Proxy {
     /// Whether `text` was swallowed.
     pub fn has_swallowed(&self, text: &str) -> bool {
         self.lock().swallowed.windows(text.len()).any(|window| window == text.as_bytes())
+    }
+
+    /// Stops what is sent to the server at the first part that contains `text`.
+    pub fn hold(&self, text: &str) {
+        self.lock().hold = Some(text.into());
+    }
+
+    /// Whether something is held.
+    pub fn is_holding(&self) -> bool {
+        self.lock().holding
+    }
+
+    /// Lets pass what is held, and holds nothing any more.
+    pub fn resume(&self) {
+        self.lock().hold = None;
     }
 
     /// Breaks all connections.
@@ -93,15 +110,23 @@ async fn forward(client: TcpStream, port: u16, state: Arc<Mutex<State>>) {
         }
         state.swallowing
     };
+    let hold = |bytes: &[u8]| {
+        let mut state = state.lock().unwrap();
+        state.holding = state.hold.as_ref().is_some_and(|text| bytes.windows(text.len()).any(|window| window == text));
+        state.holding
+    };
     tokio::select! {
-        () = copy(from_client, to_server, swallow) => {}
-        () = copy(from_server, to_client, |_| false) => {}
+        () = copy(from_client, to_server, swallow, hold) => {}
+        () = copy(from_server, to_client, |_| false, |_| false) => {}
     }
 }
 
-async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, swallow: impl Fn(&[u8]) -> bool) {
+async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, swallow: impl Fn(&[u8]) -> bool, hold: impl Fn(&[u8]) -> bool) {
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        while hold(&buffer[..read]) {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
         if !swallow(&buffer[..read]) && to.write_all(&buffer[..read]).await.is_err() {
             return;
         }
