@@ -347,12 +347,15 @@ fn percentiles(values: &mut [Duration]) -> (f64, f64) {
     (at(0.5), at(0.99))
 }
 
-/// User and system time of a process, in microseconds.
+/// The time that a process has run, in microseconds. The scheduler's account, to the nanosecond:
+/// user and system time are sampled at the clock's ticks, with which timers are in step.
 fn cpu_us(pid: &str) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    // utime and stime in ticks of 10 ms, fields 14 and 15 of proc(5).
-    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) * 10_000.0
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let run = |thread: std::fs::DirEntry| {
+        let schedstat = std::fs::read_to_string(thread.path().join("schedstat")).unwrap();
+        schedstat.split_whitespace().next().unwrap().parse::<f64>().unwrap() / 1000.0
+    };
+    threads.map(|thread| run(thread.unwrap())).sum()
 }
 
 fn memory_mib(pid: &str, field: &str) -> f64 {

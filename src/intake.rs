@@ -62,6 +62,9 @@ pub async fn run(
     if unfinished > 0 {
         bail!("{unfinished} messages could not be finished within SHUTDOWN_GRACE");
     }
+    if ended_by_itself && source.is_denied() {
+        bail!("the NATS user may not subscribe to {} any more: grant it to the user", config.listen.wildcard());
+    }
     if ended_by_itself {
         bail!("the subscription to {} ended by itself", config.listen.wildcard());
     }
@@ -124,8 +127,12 @@ impl Intake<'_> {
 async fn abandon(relay: &Relay) -> usize {
     relay.halt.cancel();
     let left = relay.lanes.abandon();
-    let settled = left.iter().map(|message| relay.settle(message, Err(Failure::Shutdown)));
     // Logging is done at the first poll of each; only the failed subject takes time.
-    let _ = timeout(LAST_WORDS, futures_util::future::join_all(settled)).await;
+    let settled = left.iter().map(|message| async {
+        if timeout(LAST_WORDS, relay.settle(message, Err(Failure::Shutdown))).await.is_err() {
+            relay.not_published_failed(message, &"no confirmation from NATS before the end of the process");
+        }
+    });
+    futures_util::future::join_all(settled).await;
     left.len()
 }

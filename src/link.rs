@@ -17,6 +17,8 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::{error, warn};
 
+/// How often a server that can not be reached is mentioned again.
+pub const REMIND: Duration = Duration::from_secs(60);
 /// How often a state is looked at for which there is no reliable event.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -26,6 +28,8 @@ pub struct Link(Arc<Shared>);
 
 struct Shared {
     metrics: Metrics,
+    /// The configured servers, for messages.
+    servers: String,
     client: Mutex<Current>,
     report: Mutex<Report>,
     changed: Notify,
@@ -44,7 +48,7 @@ struct Current {
 #[derive(Default)]
 struct Report {
     lost_at: Option<Instant>,
-    reason_said: bool,
+    reason_said: Option<Instant>,
     slow_consumer_said: bool,
     /// The connection in which the subscription is known to be active.
     subscribed_in: u64,
@@ -55,8 +59,9 @@ struct Report {
 impl Link {
     /// A link without a client yet.
     #[must_use]
-    pub fn new(metrics: &Metrics) -> Self {
-        Self(Arc::new(Shared { metrics: metrics.clone(), client: Mutex::default(), report: Mutex::default(), changed: Notify::new() }))
+    pub fn new(servers: String, metrics: &Metrics) -> Self {
+        let (client, report) = (Mutex::default(), Mutex::default());
+        Self(Arc::new(Shared { metrics: metrics.clone(), servers, client, report, changed: Notify::new() }))
     }
 
     /// Uses `client` from now on.
@@ -121,6 +126,13 @@ impl Link {
         }
     }
 
+    /// Waits until there is no connection.
+    pub async fn disconnected(&self) {
+        while self.is_connected() {
+            self.change().await;
+        }
+    }
+
     /// The largest message that the server takes, headers included, in bytes.
     #[must_use]
     pub fn max_payload(&self) -> usize {
@@ -154,13 +166,6 @@ impl Link {
         found.map(|index| report.denied_publishes.swap_remove(index)).is_some()
     }
 
-    /// Whether so many publishes were denied at once that some may not have been noted: the
-    /// client's event channel holds 128.
-    #[must_use]
-    pub fn may_have_missed_denials(&self) -> bool {
-        self.report().denied_publishes.len() > 100
-    }
-
     /// Forgets denied publishes that nobody asks about any more.
     pub fn forget_denied_publishes(&self) {
         self.report().denied_publishes.clear();
@@ -188,7 +193,7 @@ impl Link {
         let mut report = self.report();
         match event {
             Event::Connected => {
-                report.reason_said = false;
+                report.reason_said = None;
                 report.slow_consumer_said = false;
                 report.denied_publishes.clear();
                 report.denied_subscriptions.clear();
@@ -197,9 +202,11 @@ impl Link {
                 report.lost_at.get_or_insert_with(Instant::now);
                 warn!("lost the connection to NATS, reconnecting");
             }
-            Event::ClientError(ClientError::Other(reason)) if !report.reason_said => {
-                report.reason_said = true;
-                warn!(reason, "cannot reconnect to NATS yet, trying again");
+            Event::ClientError(ClientError::Other(reason)) => {
+                if report.reason_said.is_none_or(|said| said.elapsed() >= REMIND) {
+                    report.reason_said = Some(Instant::now());
+                    warn!(servers = self.0.servers, reason, "cannot reconnect to NATS yet, trying again");
+                }
             }
             Event::SlowConsumer(_) => {
                 self.0.metrics.lost.inc();

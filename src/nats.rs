@@ -1,7 +1,7 @@
 //! From configuration to a connection.
 
 use crate::config::{self, Login};
-use crate::link::Link;
+use crate::link::{Link, REMIND};
 use crate::metrics::Metrics;
 use anyhow::{anyhow, bail};
 use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event};
@@ -9,8 +9,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::warn;
 
-/// How often a server that can not be reached is mentioned again.
-const REMIND: Duration = Duration::from_secs(60);
 /// How soon after it another reason is mentioned; two that alternate are no news.
 const OTHER_REASON: Duration = Duration::from_secs(5);
 /// A silent connection is noticed after two to three of these.
@@ -21,7 +19,7 @@ const PING: Duration = Duration::from_secs(10);
 /// # Errors
 /// When waiting would not help: wrong credentials, or TLS that can not be set up.
 pub async fn connect(config: &config::Nats, metrics: &Metrics) -> anyhow::Result<Link> {
-    let link = Link::new(metrics);
+    let link = Link::new(shown(config), metrics);
     let client = wait_for_client(config, &link).await?;
     link.replace(client);
     Ok(link)
@@ -56,7 +54,7 @@ pub async fn wait_for_client(config: &config::Nats, link: &Link) -> anyhow::Resu
 /// # Errors
 /// After one try of each server.
 pub async fn connect_or_fail(config: &config::Nats, metrics: &Metrics) -> anyhow::Result<Link> {
-    let link = Link::new(metrics);
+    let link = Link::new(shown(config), metrics);
     let client = connect_once(config, &link).await.map_err(|error| anyhow!(explain(&error, &shown(config))))?;
     link.replace(client);
     Ok(link)

@@ -11,8 +11,9 @@ use crate::subject::MAX_SUBJECT_BYTES;
 use crate::webhook::Accepted;
 use async_nats::{HeaderMap, PublishError, PublishErrorKind, Subject, Subscriber};
 use futures_util::StreamExt;
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::bytes::Bytes;
 use tracing::{debug, warn};
 
@@ -21,11 +22,9 @@ const FIRST_ROUND_TRIP: Duration = Duration::from_secs(10);
 /// How often a message is published whose confirmation is lost with the connection. A server
 /// that goes takes one or two of these; more is a message that the server closes connections over.
 const MOST_TRIES: u32 = 10;
-/// While more than this many messages are in the process, publishing waits for the timer's next
-/// tick, at most a millisecond: all that were accepted in between are then written at once and
-/// proven by one round trip, at half the CPU time.
-const CROWD: i64 = 8;
-const NEXT_TICK: Duration = Duration::from_nanos(1);
+/// How many publishes may wait for their proof at once. When the server denies them, each is
+/// one event, and the client's event channel drops what is beyond 128.
+const MOST_UNPROVEN: usize = 100;
 
 /// Proof that the server has taken a message.
 #[must_use = "what is confirmed is to be settled"]
@@ -64,6 +63,7 @@ pub struct Publisher {
     link: Link,
     /// `None` where the user may not use an inbox: then nothing can be proven.
     round_trips: Option<mpsc::UnboundedSender<Waiting>>,
+    unproven: Arc<Semaphore>,
     metrics: Metrics,
 }
 
@@ -108,7 +108,7 @@ impl Publisher {
             warn!("the NATS user may not publish and subscribe on _INBOX.>: relayed messages are sent but not confirmed");
             None
         };
-        Ok(Self { link, round_trips, metrics: metrics.clone() })
+        Ok(Self { link, round_trips, unproven: Arc::new(Semaphore::new(MOST_UNPROVEN)), metrics: metrics.clone() })
     }
 
     /// Publishes a message that every destination has accepted, until it is confirmed.
@@ -131,9 +131,7 @@ impl Publisher {
         if message.subject.len() > MAX_SUBJECT_BYTES {
             return Err(PublishFailure::SubjectTooLong(message.subject.len()));
         }
-        if self.metrics.pending.get() > CROWD {
-            tokio::time::sleep(NEXT_TICK).await;
-        }
+        let _unproven = self.unproven.acquire().await;
         for _ in 0..MOST_TRIES {
             let generation = self.link.connected().await;
             let (_, client) = self.link.client().await;
@@ -181,7 +179,23 @@ impl Publisher {
     /// Returns when the server has handled all that was sent before.
     pub async fn handled(&self) {
         let generation = self.link.connected().await;
-        self.round_trip(Subject::from_static(""), generation).await;
+        if self.round_trips.is_some() {
+            self.round_trip(Subject::from_static(""), generation).await;
+            return;
+        }
+        // A denial comes back in the server's order too, and an inbox is what is denied.
+        let (_, client) = self.link.client().await;
+        let inbox = client.new_inbox();
+        let subscriber = client.subscribe(inbox.clone()).await;
+        let published = client.publish(inbox.clone(), Bytes::new()).await;
+        if subscriber.is_ok() && published.is_ok() {
+            tokio::select! {
+                () = self.link.subscription_denied(&inbox) => {}
+                () = publish_denied(&self.link, &inbox) => {}
+                () = self.link.replaced(generation) => {}
+                () = tokio::time::sleep(FIRST_ROUND_TRIP) => {}
+            }
+        }
     }
 
     async fn round_trip(&self, subject: Subject, generation: u64) -> Proof {
@@ -222,9 +236,8 @@ async fn prove(
         let generation = link.generation();
         let sent = client.publish(inbox.clone(), number_to_bytes(number)).await.is_ok();
         let came_back = sent && came_back(&mut returns, number, generation, &link).await;
-        let doubtful = link.may_have_missed_denials();
         for waiting in batch.drain(..) {
-            let proof = if link.take_denied_publish(&waiting.subject) || doubtful {
+            let proof = if link.take_denied_publish(&waiting.subject) {
                 Proof::Denied
             } else if came_back && waiting.generation == generation {
                 Proof::Arrived

@@ -156,9 +156,14 @@ impl Relay {
         subject.truncate(subject.trim_end_matches('.').len());
         let letter = dead_letter(subject, message, failure, self.link.max_payload());
         if let Err(error) = self.publisher.publish_failed(letter).await {
-            self.metrics.failed_unpublished.inc();
-            error!(subject = %message.subject, id = %message.id, %error, "failed message not published on the failed subject");
+            self.not_published_failed(message, &error);
         }
+    }
+
+    /// Counts and logs a failed message that could not be published on the failed subject.
+    pub fn not_published_failed(&self, message: &Message, error: &dyn std::fmt::Display) {
+        self.metrics.failed_unpublished.inc();
+        error!(subject = %message.subject, id = %message.id, %error, "failed message not published on the failed subject");
     }
 }
 

@@ -13,6 +13,7 @@ use crate::subject::Prefix;
 use anyhow::{Context, bail};
 use async_nats::{Client, SubscribeError, Subscriber};
 use futures_util::StreamExt;
+use std::pin::Pin;
 use tokio_util::bytes::Bytes;
 use tracing::error;
 
@@ -21,8 +22,11 @@ pub struct Source {
     config: config::Nats,
     subject: String,
     link: Link,
+    publisher: Publisher,
     subscriber: Subscriber,
     stopped: bool,
+    /// Resolves, once stopped, when no message can arrive any more.
+    last: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 impl Source {
@@ -41,7 +45,15 @@ impl Source {
         }
         link.subscribed(generation);
         tokio::spawn(watch(link.clone(), publisher.clone(), generation));
-        Ok(Self { config: config.clone(), subject, link: link.clone(), subscriber, stopped: false })
+        Ok(Self {
+            config: config.clone(),
+            subject,
+            link: link.clone(),
+            publisher: publisher.clone(),
+            subscriber,
+            stopped: false,
+            last: Box::pin(std::future::pending()),
+        })
     }
 
     /// The next message; `None` when there will be none, because of [`Self::stop`] or because
@@ -52,6 +64,7 @@ impl Source {
                 biased;
                 message = self.subscriber.next() => message,
                 () = self.link.subscription_denied(&self.subject) => return None,
+                () = &mut self.last => return None,
             };
             match message {
                 Some(message) => {
@@ -84,8 +97,18 @@ impl Source {
     /// Ends the subscription; what the server has sent before is still returned by [`Self::next`].
     pub async fn stop(&mut self) {
         self.stopped = true;
-        // Fails only when the client has ended, and then `next` says so.
-        let _ = self.subscriber.drain().await;
+        // The client's own `drain` and `unsubscribe` forget the subscription at once, and with it
+        // the messages that are on their way. A maximum leaves it in place at the client, and
+        // this one nats-server takes for none at all, so that it ends the subscription.
+        // It fails only when the client has ended, and then `next` says so.
+        let _ = self.subscriber.unsubscribe_after(u64::MAX).await;
+        self.last = Box::pin(nothing_more(self.link.clone(), self.publisher.clone()));
+    }
+
+    /// Whether the server has ended the subscription because the user may not have it.
+    #[must_use]
+    pub fn is_denied(&self) -> bool {
+        self.link.is_subscription_denied(&self.subject)
     }
 }
 
@@ -93,6 +116,15 @@ async fn subscribe(client: &Client, subject: &str, config: &config::Nats) -> Res
     match &config.queue_group {
         Some(group) => client.queue_subscribe(subject.to_owned(), group.clone()).await,
         None => client.subscribe(subject.to_owned()).await,
+    }
+}
+
+/// Returns when all that the server sent before has arrived, or can not arrive any more.
+async fn nothing_more(link: Link, publisher: Publisher) {
+    tokio::select! {
+        biased;
+        () = link.disconnected() => {}
+        () = publisher.handled() => {}
     }
 }
 

@@ -72,7 +72,7 @@ impl Prefix {
     /// The subject that has `tail` below this prefix.
     #[must_use]
     pub fn subject(&self, tail: &str) -> String {
-        format!("{}.{tail}", self.0)
+        [self.0.as_str(), ".", tail].concat()
     }
 
     /// Whether one of the two is equal to, below or above the other, so that a message
