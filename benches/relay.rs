@@ -31,6 +31,8 @@ fn signal(pid: u32, signal: &str) {
 }
 
 const IN_FLIGHT: usize = 128;
+/// The machine's speed drifts: each case is measured so often, in turn, and the medians are printed.
+const ROUNDS: usize = 3;
 /// Subjects, and messages under way at once: enough that the relay always has work.
 const SUBJECTS: usize = 2 * IN_FLIGHT;
 
@@ -63,17 +65,21 @@ async fn compare(quick: bool, only: &str) {
         "bare: a reqwest client that only POSTs, on tokio's default runtime and on one thread; MAX_IN_FLIGHT {IN_FLIGHT}, {SUBJECTS} subjects, logs at warn unless said\n"
     );
     println!("{:46} {:>9} {:>12} {:>9} {:>9} {:>10}", "", "msg/s", "CPU us/msg", "p50 ms", "p99 ms", "peak MiB");
-    for (size, after, messages) in [(300, 0, 60_000), (300, 20, 40_000), (100_000, 0, 10_000), (100_000, 20, 10_000)] {
+    for (size, after, messages) in [(300, 0, 60_000), (300, 20, 25_000), (100_000, 0, 6_000), (100_000, 20, 6_000)] {
         let messages = messages / scale;
         let case = format!("{size} B, endpoint after {after} ms");
         if !case.contains(only) {
             continue;
         }
-        let bare = bare_run("threads", after, size, messages);
+        let mut figures = [Vec::new(), Vec::new(), Vec::new()];
+        for _ in 0..ROUNDS {
+            figures[0].push(bare_run("threads", after, size, messages));
+            figures[1].push(bare_run("thread", after, size, messages));
+            figures[2].push(relay_run(after, size, messages, "warn").await);
+        }
+        let [bare, bare_one, relay] = figures.map(median);
         bare.print(&format!("{case}: bare"));
-        let bare_one = bare_run("thread", after, size, messages);
         bare_one.print(&format!("{case}: bare, 1 thread"));
-        let relay = relay_run(after, size, messages, "warn").await;
         relay.print(&format!("{case}: relay"));
         let ideal = IN_FLIGHT as f64 * 1000.0 / after as f64;
         let of_ideal =
@@ -103,6 +109,17 @@ impl Figures {
         let (p50, p99) = (latency(self.latency.map(|l| l.0)), latency(self.latency.map(|l| l.1)));
         println!("{name:46} {:9.0} {:12.1} {p50:>9} {p99:>9} {:10.1}", self.rate, self.cpu_us, self.peak_mib);
     }
+}
+
+/// The median of each figure.
+fn median(runs: Vec<Figures>) -> Figures {
+    let of = |figure: &dyn Fn(&Figures) -> f64| {
+        let mut values: Vec<f64> = runs.iter().map(figure).collect();
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    };
+    let latency = runs[0].latency.map(|_| (of(&|run| run.latency.unwrap().0), of(&|run| run.latency.unwrap().1)));
+    Figures { rate: of(&|run| run.rate), cpu_us: of(&|run| run.cpu_us), latency, peak_mib: of(&|run| run.peak_mib) }
 }
 
 // --- (a) the bare client ---------------------------------------------------------------------
@@ -243,8 +260,9 @@ async fn flood(messages: usize) {
     client.flush().await.unwrap();
     relay.wait_for("messages dropped");
     println!(
-        "{messages} messages of 100 kB against an endpoint that hangs, NATS_PENDING_BYTES=64MiB: peak memory {:.1} MiB",
-        memory_mib(&relay.pid(), "VmHWM")
+        "{messages} messages of 100 kB against an endpoint that hangs, NATS_PENDING_BYTES=64MiB: peak memory {:.1} MiB, afterwards {:.1} MiB",
+        memory_mib(&relay.pid(), "VmHWM"),
+        memory_mib(&relay.pid(), "VmRSS")
     );
 }
 

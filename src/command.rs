@@ -47,7 +47,8 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let _ = async_nats::rustls::crypto::ring::default_provider().install_default();
     // One thread: what it does per message is short, waking other threads would cost more than
     // they would gain, and the order of events from NATS is kept (see `nats`).
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    // Under load it looks for network events less often than by default, and finds more at once.
+    let runtime = tokio::runtime::Builder::new_current_thread().event_interval(256).enable_all().build();
     let result = runtime.context("cannot start the runtime").and_then(|runtime| {
         let result = runtime.block_on(async {
             match matches.subcommand_name() {

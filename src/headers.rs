@@ -73,7 +73,7 @@ fn is_denied(name: &HeaderName) -> bool {
 /// The message's headers as HTTP headers, and how many of them HTTP does not allow.
 #[must_use]
 pub fn to_http(message: &nats::HeaderMap) -> (HeaderMap, u64) {
-    let mut headers = HeaderMap::with_capacity(8);
+    let mut headers = HeaderMap::new();
     let mut illegal = 0;
     for (name, values) in message.iter() {
         let name: &str = name.as_ref();

@@ -100,7 +100,7 @@ impl Intake<'_> {
             return;
         }
         self.metrics.received.inc();
-        self.relay.receive(message);
+        self.relay.receive(message.detached());
     }
 
     async fn loss_is_due(&self) {

@@ -20,6 +20,14 @@ pub struct Message {
 }
 
 impl Message {
+    /// Takes the payload out of the connection's read buffer. A slice would keep all of the
+    /// buffer alive, and what waits would occupy several times its size.
+    #[must_use]
+    pub fn detached(mut self) -> Self {
+        self.payload = Bytes::copy_from_slice(&self.payload);
+        self
+    }
+
     /// The bytes that it occupies while it waits.
     #[must_use]
     pub fn size(&self) -> usize {

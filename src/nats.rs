@@ -65,6 +65,7 @@ async fn connect_once(config: &config::Nats, link: &Link) -> Result<Client, Conn
     let options = ConnectOptions::new()
         .name("nats-webhook-relay")
         .ping_interval(PING)
+        .read_buffer_capacity(32 * 1024)
         // async-nats drops what does not fit. Messages are moved on at every turn of the
         // thread, and it is the pending limits that decide what is dropped.
         .subscription_capacity(1 << 20)

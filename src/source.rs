@@ -14,7 +14,6 @@ use anyhow::{Context, bail};
 use async_nats::{Client, SubscribeError, Subscriber};
 use futures_util::StreamExt;
 use std::pin::Pin;
-use tokio_util::bytes::Bytes;
 use tracing::error;
 
 /// A subscription.
@@ -71,9 +70,7 @@ impl Source {
                     return Some(Message {
                         subject: message.subject.as_str().into(),
                         headers: message.headers.unwrap_or_default(),
-                        // Copied out of the connection's read buffer: a slice would keep all of the
-                        // buffer alive, and what waits would occupy several times its size.
-                        payload: Bytes::copy_from_slice(&message.payload),
+                        payload: message.payload,
                         id: Id::unique(),
                     });
                 }

@@ -54,28 +54,36 @@ struct Endpoint {
 /// One message as the webhook gets it, together with what is republished once it is accepted.
 pub struct Delivery {
     message: Arc<Message>,
-    headers: HeaderMap,
     body: Bytes,
     relayed: Outbound,
 }
 
 impl Delivery {
-    /// Maps `message` to HTTP; `relayed` stays locked up until every destination has accepted.
+    /// `relayed` stays locked up until every destination has accepted.
     #[must_use]
     pub fn new(message: &Arc<Message>, relayed: Outbound, metrics: &Metrics) -> Self {
-        let (mut headers, illegal) = headers::to_http(&message.headers);
+        let (_, illegal) = headers::to_http(&message.headers);
         if illegal > 0 {
             metrics.headers_dropped.inc_by(illegal);
             debug!(subject = %message.subject, id = %message.id, headers = illegal, "dropped headers that HTTP does not allow");
         }
+        Self { message: message.clone(), body: message.payload.clone(), relayed }
+    }
+
+    /// The headers of a call, without those that the operator fixed.
+    fn headers(&self) -> HeaderMap {
+        let (mut headers, _) = headers::to_http(&self.message.headers);
+        headers.reserve(6);
         headers.entry(header::CONTENT_TYPE).or_insert(HeaderValue::from_static("application/json"));
-        if message.payload.is_empty() {
+        if self.body.is_empty() {
             // hyper leaves it out, and some servers then answer 411 Length Required.
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
-        headers.insert(headers::NATS_SUBJECT, headers::value(&message.subject));
-        headers.insert(headers::WEBHOOK_ID, headers::value(message.id.as_str()));
-        Self { message: message.clone(), headers, body: message.payload.clone(), relayed }
+        headers.insert(headers::NATS_SUBJECT, headers::value(&self.message.subject));
+        headers.insert(headers::WEBHOOK_ID, headers::value(self.message.id.as_str()));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        headers.insert(headers::WEBHOOK_TIMESTAMP, HeaderValue::from(now));
+        headers
     }
 }
 
@@ -231,7 +239,15 @@ impl Webhook {
 impl Endpoint {
     async fn call(&self, delivery: &Delivery, timeout: Duration) -> Attempt {
         let mut request = Request::new(Method::POST, self.template.url().clone());
-        *request.headers_mut() = self.headers(delivery);
+        let mut headers = delivery.headers();
+        // What the operator fixed wins.
+        for name in self.template.headers().keys() {
+            headers.remove(name);
+        }
+        for (name, value) in self.template.headers() {
+            headers.append(name, value.clone());
+        }
+        *request.headers_mut() = headers;
         *request.body_mut() = Some(delivery.body.clone().into());
         let mut attempt = None;
         let call = async {
@@ -255,20 +271,6 @@ impl Endpoint {
             retry_after: retry_after(response.headers(), SystemTime::now()),
             location: response.headers().get(header::LOCATION).and_then(|location| self.redirection(location)),
         }
-    }
-
-    /// The delivery's headers, over them those that the operator fixed.
-    fn headers(&self, delivery: &Delivery) -> HeaderMap {
-        let mut headers = delivery.headers.clone();
-        for name in self.template.headers().keys() {
-            headers.remove(name);
-        }
-        for (name, value) in self.template.headers() {
-            headers.append(name, value.clone());
-        }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        headers.insert(headers::WEBHOOK_TIMESTAMP, HeaderValue::from(now));
-        headers
     }
 
     /// Where a redirect points, without secrets.
