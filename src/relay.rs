@@ -5,6 +5,7 @@
 //! confirmed: `relay` returns a `Confirmed`, which only the publisher's proof makes.
 
 use crate::config::Config;
+use crate::dead_letter::dead_letter;
 use crate::headers;
 use crate::lane::{Lanes, Slot};
 use crate::link::Link;
@@ -13,12 +14,10 @@ use crate::metrics::{FailedLabels, Metrics, Reason};
 use crate::publisher::{Confirmed, PublishFailure, Publisher};
 use crate::subject::{MAX_SUBJECT_BYTES, Prefix};
 use crate::webhook::{Delivery, Undelivered, Webhook};
-use async_nats::HeaderMap;
 use async_nats::header::NATS_MESSAGE_ID;
 use futures_util::FutureExt;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::SystemTime;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -152,11 +151,7 @@ impl Relay {
     async fn publish_failed(&self, message: &Message, failure: &Failure) {
         let Some(prefix) = &self.failed else { return };
         let tail = self.listen.tail(&message.subject).unwrap_or(&message.subject);
-        let mut subject = prefix.subject(tail);
-        // `Relay-Subject` has the whole of it.
-        subject.truncate(subject.floor_char_boundary(MAX_SUBJECT_BYTES));
-        subject.truncate(subject.trim_end_matches('.').len());
-        let letter = dead_letter(subject, message, failure, self.link.max_payload());
+        let letter = dead_letter(prefix.subject(tail), message, failure, self.link.max_payload());
         if let Err(error) = self.publisher.publish_failed(letter).await {
             self.not_published_failed(message, &error);
         }
@@ -170,7 +165,9 @@ impl Relay {
 }
 
 impl Failure {
-    fn reason(&self) -> Reason {
+    /// Its kind, for counters, logs and headers.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
         match self {
             Self::Webhook(_) => Reason::webhook,
             Self::TooLarge { .. } | Self::SubjectTooLong(_) => Reason::too_large,
@@ -179,47 +176,4 @@ impl Failure {
             Self::Bug => Reason::bug,
         }
     }
-}
-
-/// The original message with headers that say why it was not relayed. What does not fit into
-/// `limit` bytes gives way: the payload first, then the message's own headers.
-fn dead_letter(subject: String, message: &Message, failure: &Failure, limit: usize) -> Outbound {
-    let mut reasons = HeaderMap::new();
-    let mut add = |name: &str, value: &dyn std::fmt::Display| reasons.append(name, one_line(&value.to_string()));
-    add("Relay-Subject", &message.subject);
-    add("Relay-Id", &message.id);
-    add("Relay-Reason", &failure.reason().label());
-    add("Relay-Error", failure);
-    add("Relay-Time", &humantime::format_rfc3339_millis(SystemTime::now()));
-    if let Failure::Webhook(Undelivered(refusals)) = failure {
-        for refusal in refusals {
-            add("Relay-Destination", &refusal.destination);
-            add("Relay-Status", &refusal.status.map_or_else(|| "none".to_owned(), |status| status.as_u16().to_string()));
-            add("Relay-Attempts", &refusal.attempts);
-            add("Relay-Destination-Error", &refusal.error);
-        }
-    }
-    let with = |mut headers: HeaderMap| {
-        for (name, values) in reasons.iter() {
-            values.iter().for_each(|value| headers.append(name.clone(), value.clone()));
-        }
-        headers
-    };
-    let headers = with(headers::to_relayed(&message.headers));
-    let mut letter = Outbound { subject: subject.into(), headers, payload: message.payload.clone() };
-    if letter.size() > limit {
-        letter.headers.insert("Relay-Payload-Omitted", message.payload.len().to_string());
-        letter.payload.clear();
-    }
-    if letter.size() > limit {
-        letter.headers = with(HeaderMap::new());
-        letter.headers.insert("Relay-Payload-Omitted", message.payload.len().to_string());
-        letter.headers.insert("Relay-Headers-Omitted", message.headers.len().to_string());
-    }
-    letter
-}
-
-/// A text without what a NATS header can not hold.
-fn one_line(text: &str) -> String {
-    text.replace(|character: char| character.is_control(), " ")
 }

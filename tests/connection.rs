@@ -14,7 +14,7 @@ use support::held::Held;
 use support::nats::{Absent, NatsServer};
 use support::proxy::Proxy;
 use support::relay::{self, Relay, field};
-use support::{eventually, signal, within};
+use support::{eventually, round_trip, signal, subscribe, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const HTTP: (&str, &str) = ("HTTP_LISTEN", "127.0.0.1:0");
@@ -23,21 +23,6 @@ const PATIENT: (&str, &str) = ("WEBHOOK_TIMEOUT", "1h");
 const FAILED: (&str, &str) = ("NATS_FAILED_SUBJECT_PREFIX", "failed.cache");
 const RELAYED: &str = "\"message\":\"relayed\"";
 const ERROR: &str = "\"level\":\"ERROR\"";
-
-/// A subscription that the server has.
-async fn subscribe(client: &Client, subject: &str) -> Subscriber {
-    let subscriber = client.subscribe(subject.to_owned()).await.unwrap();
-    round_trip(client).await;
-    subscriber
-}
-
-/// Returns when the server has handled all that `client` has sent.
-async fn round_trip(client: &Client) {
-    let inbox = client.new_inbox();
-    let mut returns = client.subscribe(inbox.clone()).await.unwrap();
-    client.publish(inbox, "".into()).await.unwrap();
-    within("a round trip", returns.next()).await.unwrap();
-}
 
 async fn publish(client: &Client, subject: &str, payload: &str) {
     client.publish(subject.to_owned(), payload.to_owned().into()).await.unwrap();

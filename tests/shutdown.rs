@@ -3,7 +3,7 @@
 
 mod support;
 
-use async_nats::{Client, Subscriber};
+use async_nats::Client;
 use futures_util::StreamExt;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use support::endpoint::{Endpoint, Reply};
 use support::held::Held;
 use support::nats::NatsServer;
 use support::relay::Relay;
-use support::{eventually, signal, within};
+use support::{eventually, round_trip, signal, subscribe, within};
 
 const PATIENT: (&str, &str) = ("WEBHOOK_TIMEOUT", "1h");
 const LONG_GRACE: (&str, &str) = ("SHUTDOWN_GRACE", "1h");
@@ -19,21 +19,6 @@ const SHORT_GRACE: (&str, &str) = ("SHUTDOWN_GRACE", "500ms");
 const FAILED: (&str, &str) = ("NATS_FAILED_SUBJECT_PREFIX", "failed.cache");
 const RECEIVED: &str = "\"message\":\"received\"";
 const ERROR: &str = "\"level\":\"ERROR\"";
-
-/// A subscription that the server has.
-async fn subscribe(client: &Client, subject: &str) -> Subscriber {
-    let subscriber = client.subscribe(subject.to_owned()).await.unwrap();
-    round_trip(client).await;
-    subscriber
-}
-
-/// Returns when the server has handled all that `client` has sent.
-async fn round_trip(client: &Client) {
-    let inbox = client.new_inbox();
-    let mut returns = client.subscribe(inbox.clone()).await.unwrap();
-    client.publish(inbox, "".into()).await.unwrap();
-    within("a round trip", returns.next()).await.unwrap();
-}
 
 /// Waits until nobody listens on `subject`: the server then answers a request by itself.
 async fn nobody_listens(client: &Client, subject: &str) {

@@ -12,6 +12,8 @@ pub mod proxy;
 pub mod relay;
 pub mod setup;
 
+use async_nats::{Client, Subscriber};
+use futures_util::StreamExt;
 use std::future::Future;
 use std::time::Duration;
 
@@ -37,4 +39,19 @@ pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
 pub fn signal(pid: u32, signal: &str) {
     let status = std::process::Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status().unwrap();
     assert!(status.success(), "kill -{signal} {pid}");
+}
+
+/// A subscription that the server has.
+pub async fn subscribe(client: &Client, subject: &str) -> Subscriber {
+    let subscriber = client.subscribe(subject.to_owned()).await.unwrap();
+    round_trip(client).await;
+    subscriber
+}
+
+/// Returns when the server has handled all that `client` has sent.
+pub async fn round_trip(client: &Client) {
+    let inbox = client.new_inbox();
+    let mut returns = client.subscribe(inbox.clone()).await.unwrap();
+    client.publish(inbox, "".into()).await.unwrap();
+    within("a round trip", returns.next()).await.unwrap();
 }
