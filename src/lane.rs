@@ -128,7 +128,13 @@ mod tests {
     use futures_util::FutureExt;
 
     fn message(subject: &str, payload: &'static str) -> Message {
-        Message { subject: subject.into(), headers: Default::default(), payload: payload.into(), id: Id::unique() }
+        Message {
+            subject: subject.into(),
+            headers: Default::default(),
+            payload: payload.into(),
+            id: Id::unique(),
+            failure_told: Default::default(),
+        }
     }
 
     #[test]

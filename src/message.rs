@@ -2,11 +2,11 @@
 
 use async_nats::{HeaderMap, Subject};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use tokio_util::bytes::Bytes;
 
-/// A message as it was received. Never changed.
+/// A message as it was received.
 #[derive(Debug)]
 pub struct Message {
     /// The subject it was published on.
@@ -17,6 +17,8 @@ pub struct Message {
     pub payload: Bytes,
     /// Its identity at the webhook and on the relayed message.
     pub id: Id,
+    /// Whether its failure has been counted and logged, which happens once.
+    pub failure_told: AtomicBool,
 }
 
 impl Message {

@@ -18,6 +18,7 @@ use async_nats::header::NATS_MESSAGE_ID;
 use futures_util::FutureExt;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -91,9 +92,13 @@ impl Relay {
             let relay = self.clone();
             tokio::spawn(async move {
                 while let Some(message) = next {
-                    let relayed = AssertUnwindSafe(relay.relay(&message)).catch_unwind();
-                    let Some(result) = relay.halt.run_until_cancelled(relayed).await else { return };
-                    relay.settle(&message, result.unwrap_or(Err(Failure::Bug))).await;
+                    let work = async {
+                        let result = AssertUnwindSafe(relay.relay(&message)).catch_unwind().await;
+                        relay.settle(&message, result.unwrap_or(Err(Failure::Bug))).await;
+                    };
+                    if relay.halt.run_until_cancelled(work).await.is_none() {
+                        return;
+                    }
                     next = relay.lanes.settled(&message);
                 }
             });
@@ -141,8 +146,11 @@ impl Relay {
                 info!(subject = %message.subject, id = %message.id, relayed = %confirmed.subject(), "relayed");
             }
             Err(failure) => {
-                self.metrics.failed.get_or_create(&FailedLabels { reason: failure.reason() }).inc();
-                error!(subject = %message.subject, id = %message.id, reason = failure.reason().label(), error = %failure, "not relayed");
+                if !message.failure_told.swap(true, Ordering::Relaxed) {
+                    let reason = failure.reason();
+                    self.metrics.failed.get_or_create(&FailedLabels { reason }).inc();
+                    error!(subject = %message.subject, id = %message.id, reason = reason.label(), error = %failure, "not relayed");
+                }
                 self.publish_failed(message, &failure).await;
             }
         }

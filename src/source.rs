@@ -14,6 +14,7 @@ use anyhow::{Context, bail};
 use async_nats::{Client, SubscribeError, Subscriber};
 use futures_util::StreamExt;
 use std::pin::Pin;
+use std::sync::atomic::AtomicBool;
 use tracing::error;
 
 /// A subscription.
@@ -72,6 +73,7 @@ impl Source {
                         headers: message.headers.unwrap_or_default(),
                         payload: message.payload,
                         id: Id::unique(),
+                        failure_told: AtomicBool::new(false),
                     });
                 }
                 None if self.stopped => return None,

@@ -198,6 +198,23 @@ async fn a_message_that_was_accepted_while_nats_is_away_is_told_when_the_grace_i
 }
 
 #[tokio::test]
+async fn a_message_that_was_refused_while_nats_is_away_is_told_once() {
+    let mut nats = NatsServer::start();
+    let endpoint = Endpoint::start(|_| Reply::status(400).after(Duration::from_secs(3))).await;
+    let mut relay = Relay::start(&nats.url(), &endpoint.url(), &[SHORT_GRACE, FAILED]).await;
+    let client = nats.client().await;
+    client.publish("cms.cache.a", "".into()).await.unwrap();
+    endpoint.received(1).await;
+    nats.kill();
+    relay.logged("\"not relayed\"").await;
+    assert_eq!(relay.stop().await.code(), Some(1));
+    let told = relay.lines("\"not relayed\"");
+    assert!(told.len() == 1 && told[0].contains("answered 400"), "{told:?}");
+    let unpublished = relay.lines("not published on the failed subject");
+    assert!(unpublished.len() == 1 && unpublished[0].contains("cms.cache.a"), "{unpublished:?}");
+}
+
+#[tokio::test]
 async fn a_message_that_was_accepted_while_nats_is_away_is_relayed_when_it_is_back_within_the_grace() {
     let mut nats = NatsServer::start();
     let proxy = support::proxy::Proxy::to(nats.port).await;
