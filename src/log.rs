@@ -9,7 +9,7 @@ use std::fmt;
 use std::io::IsTerminal;
 use std::time::SystemTime;
 use tracing::field::{Field, Visit};
-use tracing::{Event, Level, Subscriber};
+use tracing::{Event, Level, Subscriber, error};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::fmt::format::{self, Writer};
@@ -18,6 +18,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 /// Starts logging to standard error.
 pub fn start(log: &Log) {
+    log_panics();
     let terminal = std::io::stderr().is_terminal();
     let color = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let builder = tracing_subscriber::fmt().with_env_filter(filter(&log.filter)).with_ansi(color).with_writer(std::io::stderr);
@@ -27,6 +28,14 @@ pub fn start(log: &Log) {
         Format::Compact => builder.compact().with_target(false).fmt_fields(escaped()).init(),
         Format::Json => builder.json().flatten_event(true).with_target(false).with_current_span(false).with_span_list(false).init(),
     }
+}
+
+/// A panic as a line like any other, with its place but without its text, which may quote a value.
+fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string);
+        error!(place, "a part of the program has failed (panic)");
+    }));
 }
 
 /// `RUST_LOG`, with the NATS client silent unless it is named: what it has to say is said once

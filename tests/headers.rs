@@ -380,6 +380,9 @@ async fn a_message_over_which_the_nats_client_panics_does_not_end_the_relay() {
     setup.publish_by_hand(&hpub("cms.cache.a", &["X: carriage\rreturn"], b"x")).await;
     relays_again(&mut setup).await;
     assert!(setup.relay.stop().await.success());
+    // The panic is a line of the log, without the client's own text.
+    assert_eq!(setup.relay.lines("(panic)").len(), 1);
+    assert!(setup.relay.log().iter().all(|line| line.starts_with('{')), "{:#?}", setup.relay.log());
 }
 
 /// Publishes until something is relayed: what is published before the relay has subscribed again is lost.
