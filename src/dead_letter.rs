@@ -8,10 +8,21 @@ use crate::webhook::Undelivered;
 use async_nats::HeaderMap;
 use std::time::SystemTime;
 
+/// A message for the failed subject; only [`dead_letter`] makes one.
+pub struct DeadLetter(Outbound);
+
+impl DeadLetter {
+    /// The message to publish.
+    #[must_use]
+    pub fn into_outbound(self) -> Outbound {
+        self.0
+    }
+}
+
 /// The original message with headers that say why it was not relayed. What does not fit into
 /// `limit` bytes gives way: the payload first, then the message's own headers.
 #[must_use]
-pub fn dead_letter(mut subject: String, message: &Message, failure: &Failure, limit: usize) -> Outbound {
+pub fn dead_letter(mut subject: String, message: &Message, failure: &Failure, limit: usize) -> DeadLetter {
     // `Relay-Subject` has the whole of it.
     subject.truncate(subject.floor_char_boundary(MAX_SUBJECT_BYTES));
     subject.truncate(subject.trim_end_matches('.').len());
@@ -47,7 +58,7 @@ pub fn dead_letter(mut subject: String, message: &Message, failure: &Failure, li
         letter.headers.insert("Relay-Payload-Omitted", message.payload.len().to_string());
         letter.headers.insert("Relay-Headers-Omitted", message.headers.len().to_string());
     }
-    letter
+    DeadLetter(letter)
 }
 
 /// A text without what a NATS header can not hold.

@@ -1,6 +1,7 @@
 //! From the source into the lanes, within the pending limits, until told to stop.
 
 use crate::config::{Config, Pending};
+use crate::message::Message;
 use crate::metrics::Metrics;
 use crate::relay::{Failure, Relay};
 use crate::source::Source;
@@ -9,7 +10,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::coop::unconstrained;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tracing::{error, info};
 
 /// How often messages that are being dropped are mentioned.
@@ -52,11 +53,11 @@ pub async fn run(
     info!(messages, grace_ms = config.shutdown_grace.as_millis() as u64, "stopping: finishing what has arrived");
     let deadline = Instant::now() + config.shutdown_grace;
     source.stop().await;
-    while let Ok(Some(message)) = tokio::time::timeout_at(deadline, source.next()).await {
+    while let Ok(Some(message)) = timeout_at(deadline, source.next()).await {
         intake.take(message);
     }
     intake.report_losses();
-    let finished = tokio::time::timeout_at(deadline, relay.lanes.idle()).await.is_ok();
+    let finished = timeout_at(deadline, relay.lanes.idle()).await.is_ok();
     let unfinished = if finished { 0 } else { abandon(relay).await };
     info!(received = metrics.received.get(), relayed = metrics.relayed.get(), lost = metrics.lost.get(), unfinished, "stopped");
     if unfinished > 0 {
@@ -86,7 +87,7 @@ struct Losses {
 }
 
 impl Intake<'_> {
-    fn take(&mut self, message: crate::message::Message) {
+    fn take(&mut self, message: Message) {
         let (messages, bytes) = self.relay.lanes.pending();
         // A message larger than the limit alone may still be the only one that waits.
         if messages > 0 && (messages >= self.limits.messages || bytes + message.size() > self.limits.bytes) {

@@ -64,11 +64,9 @@ impl Link {
         Self(Arc::new(Shared { metrics: metrics.clone(), servers, client, report, changed: Notify::new() }))
     }
 
-    /// Uses `client` from now on.
+    /// Uses `client` from now on: the first, or the one after [`Self::client_ended`].
     pub fn replace(&self, client: Client) {
         let mut current = self.current();
-        let connections = current.client.as_ref().map_or(0, connections);
-        current.earlier_connections += connections;
         current.number += 1;
         current.client = Some(client);
         drop(current);

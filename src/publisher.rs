@@ -4,10 +4,11 @@
 //! when a message to an inbox of our own comes back over the same connection, everything that
 //! was published before it has arrived. One such round trip proves all that waited for it.
 
+use crate::dead_letter::DeadLetter;
 use crate::link::Link;
 use crate::message::Outbound;
 use crate::metrics::Metrics;
-use crate::subject::MAX_SUBJECT_BYTES;
+use crate::subject::{MAX_SUBJECT_BYTES, Prefix};
 use crate::webhook::Accepted;
 use async_nats::{HeaderMap, PublishError, PublishErrorKind, Subject, Subscriber};
 use futures_util::StreamExt;
@@ -123,8 +124,8 @@ impl Publisher {
     ///
     /// # Errors
     /// When the server or the client will not have it.
-    pub async fn publish_failed(&self, message: Outbound) -> Result<Confirmed, PublishFailure> {
-        self.publish(message).await
+    pub async fn publish_failed(&self, letter: DeadLetter) -> Result<Confirmed, PublishFailure> {
+        self.publish(letter.into_outbound()).await
     }
 
     async fn publish(&self, message: Outbound) -> Result<Confirmed, PublishFailure> {
@@ -162,7 +163,7 @@ impl Publisher {
     ///
     /// nats-server 2.11 and later check the permission of a message that is only traced
     /// (`Nats-Trace-Only`, ADR-41) and deliver it to nobody. Of older servers nothing is asked.
-    pub async fn may_publish(&self, prefix: &crate::subject::Prefix) -> bool {
+    pub async fn may_publish(&self, prefix: &Prefix) -> bool {
         let (_, client) = self.link.client().await;
         if self.round_trips.is_none() || !client.is_server_compatible(2, 11, 0) {
             return true;
