@@ -1,28 +1,27 @@
 //! The command line: a table of contents of what the program does from start to exit.
 
-use crate::config::{self, Config, Mistakes};
+use crate::config::{self, Config, EX_USAGE, Mistakes};
 use crate::destination::Destination;
 use crate::environment::Environment;
 use crate::link::Link;
 use crate::metrics::Metrics;
 use crate::nats;
+use crate::plugin::{Plugins, kit};
 use crate::publisher::Publisher;
 use crate::relay::Relay;
 use crate::serve::{self, Readiness};
 use crate::source::Source;
 use crate::webhook::Webhook;
 use crate::{intake, log};
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Command;
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
-
-/// The exit code for a wrong configuration (`EX_USAGE` of sysexits.h).
-const EX_USAGE: u8 = 64;
 
 /// Runs the program with the arguments of a command line.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
@@ -33,6 +32,16 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(if error.use_stderr() { EX_USAGE } else { 0 });
         }
     };
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("nats-webhook-relay: cannot start the runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    if let Some(("plugin", matches)) = matches.subcommand() {
+        return runtime.block_on(kit::main(matches));
+    }
     let (config, unknown) = match configuration() {
         Ok(configuration) => configuration,
         Err(mistakes) => {
@@ -45,21 +54,14 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 
     // For both clients; a second call would find it installed, which is as good.
     let _ = async_nats::rustls::crypto::ring::default_provider().install_default();
-    // One thread: what it does per message is short, waking other threads would cost more than
-    // they would gain, and the order of events from NATS is kept (see `nats`).
-    // Under load it looks for network events less often than by default, and finds more at once.
-    let runtime = tokio::runtime::Builder::new_current_thread().event_interval(256).enable_all().build();
-    let result = runtime.context("cannot start the runtime").and_then(|runtime| {
-        let result = runtime.block_on(async {
-            match matches.subcommand_name() {
-                Some("check") => check(&config).await,
-                _ => run(&config).await,
-            }
-        });
-        // Name look-ups may still block threads; nothing is owed to them.
-        runtime.shutdown_background();
-        result
+    let result = runtime.block_on(async {
+        match matches.subcommand_name() {
+            Some("check") => check(&config).await,
+            _ => run(&config).await,
+        }
     });
+    // Name look-ups may still block threads; nothing is owed to them.
+    runtime.shutdown_background();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if matches.subcommand_name() == Some("check") => {
@@ -73,6 +75,13 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
+/// One thread: what it does per message is short, waking other threads would cost more than
+/// they would gain, and the order of events from NATS is kept (see `nats`).
+/// Under load it looks for network events less often than by default, and finds more at once.
+fn runtime() -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread().event_interval(256).enable_all().build()
+}
+
 fn command_line() -> Command {
     Command::new("nats-webhook-relay")
         .version(env!("CARGO_PKG_VERSION"))
@@ -81,6 +90,7 @@ fn command_line() -> Command {
         .subcommand(
             Command::new("check").about("Validates the configuration, connects to NATS, prints what would be relayed where, and exits"),
         )
+        .subcommand(kit::command_line())
 }
 
 fn configuration() -> Result<(Config, Vec<String>), Mistakes> {
@@ -109,6 +119,17 @@ async fn run(config: &Config) -> anyhow::Result<()> {
         serve::start(address, metrics.clone(), readiness.clone()).await?;
     }
     let webhook = Webhook::new(&config.webhook, &metrics)?;
+    let plugins = tokio::select! {
+        plugins = Plugins::load(&config.plugins, &metrics) => plugins?.map(Arc::new),
+        () = &mut stop => {
+            info!("stopped before the plugins were loaded");
+            return Ok(());
+        }
+    };
+    if let Some(plugins) = &plugins {
+        info!(plugins = plugins.describe().join(", "), "plugins loaded");
+        tokio::spawn(reload(plugins.clone(), signal(SignalKind::hangup())?));
+    }
     let connected = async {
         let link = nats::connect(&config.nats, &metrics).await?;
         let (publisher, source) = subscribe(config, &config.nats, &link, &metrics).await?;
@@ -125,7 +146,7 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     let _ = readiness.set(Box::new(move || subscribed.is_subscribed()));
     info!(from = config.listen.wildcard(), server = link.client().await.1.server_info().version, "ready");
 
-    let relay = Arc::new(Relay::new(config, webhook, publisher, &link, &metrics));
+    let relay = Arc::new(Relay::new(config, plugins, webhook, publisher, &link, &metrics));
     intake::run(config, source, &relay, &metrics, stop).await
 }
 
@@ -146,6 +167,9 @@ async fn subscribe(config: &Config, nats: &config::Nats, link: &Link, metrics: &
 async fn check(config: &Config) -> anyhow::Result<()> {
     let metrics = Metrics::default();
     Webhook::new(&config.webhook, &metrics)?;
+    for plugin in Plugins::load(&config.plugins, &metrics).await?.iter().flat_map(Plugins::describe) {
+        println!("runs          plugin {plugin}");
+    }
     let link = nats::connect_or_fail(&config.nats, &metrics).await?;
     println!("connected to  nats-server {}", link.client().await.1.server_info().version);
     // Outside of the queue group: a message given to this process would reach nobody.
@@ -163,6 +187,16 @@ async fn check(config: &Config) -> anyhow::Result<()> {
     }
     println!("\nfor example   {}\n          ->  {}", config.listen.subject("article.42"), config.relayed.subject("article.42"));
     Ok(())
+}
+
+/// Loads plugins again on SIGHUP and, with `PLUGIN_WATCH`, when their files have changed.
+async fn reload(plugins: Arc<Plugins>, mut hangup: Signal) {
+    loop {
+        tokio::select! {
+            _ = hangup.recv() => plugins.reload().await,
+            () = plugins.changed() => plugins.reload().await,
+        }
+    }
 }
 
 fn destinations(config: &Config) -> String {

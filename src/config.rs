@@ -15,8 +15,12 @@ use reqwest::StatusCode;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 use tracing_subscriber::EnvFilter;
+
+/// The exit code for a wrong configuration or command line (`EX_USAGE` of sysexits.h).
+pub const EX_USAGE: u8 = 64;
 
 /// One environment variable that the relay reads.
 pub struct Variable {
@@ -91,6 +95,23 @@ pub const VARIABLES: &[Variable] = &[
         "Messages being worked on at once, each of another subject. One that waits for a retry does not count.",
     ),
     variable("SHUTDOWN_GRACE", Some("25s"), "Time to finish what has arrived, on SIGTERM or SIGINT."),
+    variable(
+        "PLUGINS",
+        None,
+        "WebAssembly components that shape what is relayed: .wasm files or folders of them, separated by colons. They run in that order, those of a folder by name.",
+    ),
+    variable("PLUGIN_TIMEOUT", Some("1s"), "Time for one call of a plugin's hook."),
+    variable("PLUGIN_MEMORY", Some("128MiB"), "Memory for one instance of a plugin; of each plugin, up to 16 can be at work."),
+    variable(
+        "PLUGIN_WATCH",
+        Some("false"),
+        "true: load plugins again when their files change (for development). SIGHUP does it at any time.",
+    ),
+    variable(
+        "PLUGIN_CACHE",
+        None,
+        "Folder for compiled plugins, which must be the user's own; off compiles at each start. Default: nats-webhook-relay in the user's cache folder.",
+    ),
     variable("HTTP_LISTEN", None, "Address for /healthz, /readyz and /metrics, such as 127.0.0.1:9090."),
     variable("LOG_FORMAT", None, "pretty, compact or json. Default: pretty on a terminal, else compact."),
     variable("RUST_LOG", Some("info"), "What is logged: a level, or target=level,... as in tracing-subscriber's EnvFilter."),
@@ -114,11 +135,6 @@ const PLANNED: &[&str] = &[
     "NATS_STREAM_CREATE",
     "NATS_TLS_FIRST",
     "NATS_TOKEN",
-    "PLUGINS",
-    "PLUGIN_CACHE",
-    "PLUGIN_MEMORY",
-    "PLUGIN_TIMEOUT",
-    "PLUGIN_WATCH",
     "WEBHOOK_CA",
     "WEBHOOK_CERT",
     "WEBHOOK_KEY",
@@ -140,6 +156,8 @@ pub struct Config {
     pub pending: Pending,
     /// The calls to the destinations.
     pub webhook: Webhook,
+    /// What shapes messages.
+    pub plugins: Plugins,
     /// Messages being worked on at once.
     pub max_in_flight: usize,
     /// Time to finish what has arrived when told to stop.
@@ -201,6 +219,45 @@ pub struct Webhook {
     pub retry_status: Vec<StatusCode>,
     /// Headers of every call; their values are marked sensitive.
     pub headers: HeaderMap,
+}
+
+/// What shapes messages.
+#[derive(Debug, Clone)]
+pub struct Plugins {
+    /// Files, and folders of files; none means no plugins.
+    pub paths: Vec<PathBuf>,
+    /// Time for one call.
+    pub timeout: Duration,
+    /// Bytes for one instance.
+    pub memory: usize,
+    /// Whether to load plugins again when their files change.
+    pub watch: bool,
+    /// Where compiled plugins are kept.
+    pub cache: Cache,
+    /// The settings of all plugins.
+    pub settings: Vec<Setting>,
+}
+
+/// Where compiled plugins are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cache {
+    /// Nowhere.
+    Off,
+    /// In the user's cache folder.
+    User,
+    /// In this folder.
+    At(PathBuf),
+}
+
+/// One `PLUGIN_<NAME>_<KEY>`.
+#[derive(Debug, Clone)]
+pub struct Setting {
+    /// The variable's name without `PLUGIN_`, and without `_FILE` where it was given as a file.
+    pub name: String,
+    /// Its value.
+    pub value: Secret,
+    /// Whether the value is kept out of what the plugin writes and says.
+    pub secret: bool,
 }
 
 /// What is logged and how.
@@ -278,9 +335,7 @@ impl Config {
         let failed = read.prefix("NATS_FAILED_SUBJECT_PREFIX", false);
         read.loops(listen.as_ref(), relayed.as_ref(), failed.as_ref());
         let pending_messages = read.required("NATS_PENDING_MESSAGES", "a number of messages from 1 to 10000000", number(1..=10_000_000));
-        let pending_bytes = read.required("NATS_PENDING_BYTES", "a size such as 512KiB or 64MiB", |text| {
-            text.parse::<bytesize::ByteSize>().ok().and_then(|size| usize::try_from(size.as_u64()).ok()).filter(|bytes| *bytes > 0)
-        });
+        let pending_bytes = read.required("NATS_PENDING_BYTES", SIZE, size);
         let timeout = read.required("WEBHOOK_TIMEOUT", DURATION, duration(1));
         let connect_timeout = read.required("WEBHOOK_CONNECT_TIMEOUT", DURATION, duration(1));
         let max_attempts = read.required("WEBHOOK_MAX_ATTEMPTS", "a number from 1 to 1000000", number(1..=1_000_000));
@@ -291,6 +346,7 @@ impl Config {
                 .collect::<Option<Vec<_>>>()
         });
         let webhook_headers = read.webhook_headers();
+        let plugins = read.plugins();
         let max_in_flight = read.required("MAX_IN_FLIGHT", "a number from 1 to 65536", number(1..=65_536));
         let shutdown_grace = read.required("SHUTDOWN_GRACE", DURATION, duration(0));
         let http_listen = read.optional("HTTP_LISTEN", "an address and port such as 127.0.0.1:9090 or [::]:9090", |text| text.parse().ok());
@@ -320,6 +376,7 @@ impl Config {
                     retry_status: retry_status.unwrap_or_default(),
                     headers: webhook_headers,
                 },
+                plugins: plugins?,
                 max_in_flight: max_in_flight?,
                 shutdown_grace: shutdown_grace?,
                 http_listen,
@@ -331,6 +388,26 @@ impl Config {
             _ => Err(Mistakes(read.mistakes)),
         }
     }
+}
+
+impl Plugins {
+    /// Reads only what concerns plugins.
+    ///
+    /// # Errors
+    /// All mistakes at once.
+    pub fn from_environment(environment: &Environment) -> Result<Self, Mistakes> {
+        let mut read = Reader { environment, mistakes: Vec::new() };
+        match read.plugins() {
+            Some(plugins) if read.mistakes.is_empty() => Ok(plugins),
+            _ => Err(Mistakes(read.mistakes)),
+        }
+    }
+}
+
+const SIZE: &str = "a size such as 512KiB or 64MiB";
+
+fn size(text: &str) -> Option<usize> {
+    text.parse::<bytesize::ByteSize>().ok().and_then(|size| usize::try_from(size.as_u64()).ok()).filter(|bytes| *bytes > 0)
 }
 
 const DURATION: &str = "a duration such as 250ms, 30s or 2min";
@@ -491,6 +568,50 @@ impl Reader<'_> {
         Some(Nats { servers: servers.collect(), login, queue_group })
     }
 
+    fn plugins(&mut self) -> Option<Plugins> {
+        let paths = self.optional("PLUGINS", "paths separated by colons", |text| {
+            Some(std::env::split_paths(text).filter(|path| !path.as_os_str().is_empty()).collect())
+        });
+        let timeout = self.required("PLUGIN_TIMEOUT", DURATION, duration(1));
+        let memory = self.required("PLUGIN_MEMORY", SIZE, size);
+        let watch = self.required("PLUGIN_WATCH", "true or false", |text| text.parse().ok());
+        let cache = self.optional("PLUGIN_CACHE", "a folder, or off", |text| {
+            Some(if text == "off" { Cache::Off } else { Cache::At(PathBuf::from(text)) })
+        });
+        let settings = self.plugin_settings();
+        Some(Plugins {
+            paths: paths.unwrap_or_default(),
+            timeout: timeout?,
+            memory: memory?,
+            watch: watch?,
+            cache: cache.unwrap_or(Cache::User),
+            settings,
+        })
+    }
+
+    fn plugin_settings(&mut self) -> Vec<Setting> {
+        let fixed = |name: &str| VARIABLES.iter().any(|variable| variable.name == name);
+        let environment = self.environment;
+        let mut settings = Vec::new();
+        for variable in environment.names().filter(|name| !fixed(name)) {
+            let Some(name) = variable.strip_prefix("PLUGIN_") else { continue };
+            let setting = match name.strip_suffix("_FILE") {
+                None => environment.get(variable).map(|text| (name, text.to_owned())),
+                Some(name) if environment.get(&format!("PLUGIN_{name}")).is_some() => {
+                    self.mistakes.push(format!("PLUGIN_{name}: both PLUGIN_{name} and {variable} are set; unset one"));
+                    None
+                }
+                Some(name) => self.file(variable).map(|text| (name, text)),
+            };
+            if let Some((short, value)) = setting {
+                // A name that says so, or the trouble of a file, marks a secret.
+                let secret = short != name || ["SECRET", "TOKEN", "PASSWORD"].iter().any(|word| short.to_uppercase().contains(word));
+                settings.push(Setting { name: short.to_owned(), value: Secret::new(value), secret });
+            }
+        }
+        settings
+    }
+
     fn webhook_headers(&mut self) -> HeaderMap {
         const EXPECTED: &str = "name=value,name=value with percent-encoded values";
         let mut map = HeaderMap::new();
@@ -537,7 +658,9 @@ pub fn unknown(environment: &Environment) -> Vec<String> {
             })
         })
     };
-    let ours = |name: &&str| name.starts_with("WEBHOOK_") || name.starts_with("PLUGIN");
+    // With plugins, what begins with PLUGIN_ may be theirs; they look at it when they are loaded.
+    let theirs = |name: &str| name.starts_with("PLUGIN_") && environment.get("PLUGINS").is_some();
+    let ours = |name: &&str| (name.starts_with("WEBHOOK_") || name.starts_with("PLUGIN")) && !theirs(name);
     let strange = environment
         .names()
         .filter(ours)

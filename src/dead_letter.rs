@@ -2,6 +2,7 @@
 
 use crate::headers;
 use crate::message::{Message, Outbound};
+use crate::plugin::Stopped;
 use crate::relay::Failure;
 use crate::subject::MAX_SUBJECT_BYTES;
 use crate::webhook::Undelivered;
@@ -40,6 +41,10 @@ pub fn dead_letter(mut subject: String, message: &Message, failure: &Failure, li
             add("Relay-Attempts", &refusal.attempts);
             add("Relay-Destination-Error", &refusal.error);
         }
+    }
+    if let Failure::Plugin(Stopped { plugin, hook, .. }) = failure {
+        add("Relay-Plugin", plugin);
+        add("Relay-Hook", hook);
     }
     let with = |mut headers: HeaderMap| {
         for (name, values) in reasons.iter() {

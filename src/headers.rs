@@ -17,7 +17,7 @@ pub const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signa
 
 /// The headers that say on the failed subject why a message was not relayed. A message that is
 /// published again from there does not take them along.
-pub const REASONS: [&str; 11] = [
+pub const REASONS: [&str; 13] = [
     "Relay-Subject",
     "Relay-Id",
     "Relay-Reason",
@@ -27,6 +27,8 @@ pub const REASONS: [&str; 11] = [
     "Relay-Status",
     "Relay-Attempts",
     "Relay-Destination-Error",
+    "Relay-Plugin",
+    "Relay-Hook",
     "Relay-Payload-Omitted",
     "Relay-Headers-Omitted",
 ];

@@ -1,7 +1,7 @@
 //! nats-webhook-relay: POSTs each NATS message to a webhook and republishes it only after the
 //! webhook has accepted it.
 //!
-//! A message's way is `source` -> `intake` -> `lane` -> `relay` -> `webhook` -> `publisher`;
+//! A message's way is `source` -> `intake` -> `lane` -> `relay` -> `plugin` -> `webhook` -> `publisher`;
 //! [`relay::Relay`] has the function in which these steps are read from top to bottom. This
 //! library exists for the program of the same name and makes no promise of a stable API.
 
@@ -19,6 +19,7 @@ pub mod message;
 pub mod metrics;
 pub mod nats;
 pub mod outage;
+pub mod plugin;
 pub mod publisher;
 pub mod relay;
 pub mod secret;

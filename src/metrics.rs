@@ -1,6 +1,7 @@
 //! What the relay counts. Every message that is received ends in exactly one of `relayed`,
-//! `failed` and `pending`; what never became a message of ours is in `lost` and `gaps`.
+//! `rejected`, `failed` and `pending`; what never became a message of ours is in `lost` and `gaps`.
 
+use crate::plugin::{Hook, Kind};
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -19,6 +20,8 @@ pub struct FailedLabels {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[allow(non_camel_case_types, reason = "the names are label values")]
 pub enum Reason {
+    /// A plugin failed.
+    plugin,
     /// A destination did not accept it.
     webhook,
     /// The relayed message would be larger than the server takes, or its subject longer.
@@ -33,12 +36,13 @@ pub enum Reason {
 
 impl Reason {
     /// Every kind, so that each is counted from zero.
-    const ALL: [Self; 5] = [Self::webhook, Self::too_large, Self::publish, Self::shutdown, Self::bug];
+    const ALL: [Self; 6] = [Self::plugin, Self::webhook, Self::too_large, Self::publish, Self::shutdown, Self::bug];
 
     /// The label's value, also used in logs and in headers of the failed subject.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
+            Self::plugin => "plugin",
             Self::webhook => "webhook",
             Self::too_large => "too_large",
             Self::publish => "publish",
@@ -48,6 +52,43 @@ impl Reason {
     }
 }
 
+/// One hook of one plugin.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CallLabels {
+    /// The plugin's name.
+    pub plugin: String,
+    /// The hook.
+    pub hook: Hook,
+}
+
+/// One kind of failure of one hook.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CallFailedLabels {
+    /// The plugin's name.
+    pub plugin: String,
+    /// The hook.
+    pub hook: Hook,
+    /// What happened.
+    pub kind: Kind,
+}
+
+/// What became of an attempt to load plugins again, as a label.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReloadLabels {
+    /// Which of the two.
+    pub result: Reload,
+}
+
+/// What became of an attempt to load plugins again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types, reason = "the names are label values")]
+pub enum Reload {
+    /// The new ones are in use.
+    loaded,
+    /// One was bad, the old ones stay.
+    refused,
+}
+
 /// All counters of one relay; a clone counts into the same ones.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
@@ -55,6 +96,8 @@ pub struct Metrics {
     pub received: Counter,
     /// Messages republished and confirmed.
     pub relayed: Counter,
+    /// Messages that a plugin decided not to relay.
+    pub rejected: Counter,
     /// Messages not relayed, by reason.
     pub failed: Family<FailedLabels, Counter>,
     /// Failed messages that also could not be published on the failed subject.
@@ -77,6 +120,12 @@ pub struct Metrics {
     pub republished_again: Counter,
     /// Seconds from a webhook call to its answer.
     pub webhook_seconds: WebhookSeconds,
+    /// Seconds that calls of plugins take, instantiation included.
+    pub call_seconds: CallSeconds,
+    /// Calls of plugins that failed.
+    pub calls_failed: Family<CallFailedLabels, Counter>,
+    /// Attempts to load plugins again.
+    pub reloads: Family<ReloadLabels, Counter>,
 }
 
 /// A histogram with buckets from 1 ms to 60 s.
@@ -86,6 +135,18 @@ pub struct WebhookSeconds(pub Histogram);
 impl Default for WebhookSeconds {
     fn default() -> Self {
         Self(Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0]))
+    }
+}
+
+/// Histograms with buckets from 5 us to 5 s.
+#[derive(Clone, Debug)]
+pub struct CallSeconds(pub Family<CallLabels, Histogram, fn() -> Histogram>);
+
+impl Default for CallSeconds {
+    fn default() -> Self {
+        Self(Family::new_with_constructor(|| {
+            Histogram::new([0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.001, 0.01, 0.1, 1.0, 5.0])
+        }))
     }
 }
 
@@ -99,6 +160,7 @@ impl Metrics {
         let mut registry = Registry::with_prefix("nats_webhook_relay");
         registry.register("messages_received", "Messages received", self.received.clone());
         registry.register("messages_relayed", "Messages republished and confirmed", self.relayed.clone());
+        registry.register("messages_rejected", "Messages that a plugin decided not to relay", self.rejected.clone());
         registry.register("messages_failed", "Messages not relayed, by reason", self.failed.clone());
         registry.register(
             "messages_failed_unpublished",
@@ -128,6 +190,9 @@ impl Metrics {
             Unit::Seconds,
             self.webhook_seconds.0.clone(),
         );
+        registry.register_with_unit("plugin_call", "Time that calls of plugins take", Unit::Seconds, self.call_seconds.0.clone());
+        registry.register("plugin_calls_failed", "Calls of plugins that failed, by kind", self.calls_failed.clone());
+        registry.register("plugin_reloads", "Attempts to load plugins again", self.reloads.clone());
         let mut text = String::new();
         // Writing into a String does not fail.
         let _ = prometheus_client::encoding::text::encode(&mut text, &registry);

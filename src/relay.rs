@@ -11,6 +11,7 @@ use crate::lane::{Lanes, Slot};
 use crate::link::Link;
 use crate::message::{Message, Outbound};
 use crate::metrics::{FailedLabels, Metrics, Reason};
+use crate::plugin::{Plugins, Shaped, Stopped, Why};
 use crate::publisher::{Confirmed, PublishFailure, Publisher};
 use crate::subject::{MAX_SUBJECT_BYTES, Prefix};
 use crate::webhook::{Delivery, Undelivered, Webhook};
@@ -20,6 +21,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tokio::sync::Semaphore;
+use tokio_util::bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
@@ -29,6 +31,7 @@ pub struct Relay {
     relayed: Prefix,
     failed: Option<Prefix>,
     limit: Arc<Semaphore>,
+    plugins: Option<Arc<Plugins>>,
     webhook: Webhook,
     publisher: Publisher,
     link: Link,
@@ -53,6 +56,9 @@ pub enum Failure {
     /// Its subject is too long to be republished.
     #[error("the relayed subject would have {0} bytes, at most {MAX_SUBJECT_BYTES} can be published")]
     SubjectTooLong(usize),
+    /// A plugin failed, or decided so.
+    #[error("{0}")]
+    Plugin(Stopped),
     /// A destination did not accept it.
     #[error("{0}")]
     Webhook(Undelivered),
@@ -69,12 +75,20 @@ pub enum Failure {
 
 impl Relay {
     /// Puts the parts together.
-    pub fn new(config: &Config, webhook: Webhook, publisher: Publisher, link: &Link, metrics: &Metrics) -> Self {
+    pub fn new(
+        config: &Config,
+        plugins: Option<Arc<Plugins>>,
+        webhook: Webhook,
+        publisher: Publisher,
+        link: &Link,
+        metrics: &Metrics,
+    ) -> Self {
         Self {
             listen: config.listen.clone(),
             relayed: config.relayed.clone(),
             failed: config.failed.clone(),
             limit: Arc::new(Semaphore::new(config.max_in_flight)),
+            plugins,
             webhook,
             publisher,
             link: link.clone(),
@@ -109,7 +123,7 @@ impl Relay {
     async fn relay(&self, message: &Arc<Message>) -> Result<Confirmed, Failure> {
         let slot = Slot::new(self.limit.clone());
         let working = slot.enter().await;
-        let delivery = self.prepare(message)?;
+        let delivery = self.prepare(message).await?;
         let accepted = self.webhook.deliver(delivery, &slot, working).await.map_err(Failure::Webhook)?;
         // The call that takes the freed place goes out first.
         tokio::task::yield_now().await;
@@ -118,24 +132,16 @@ impl Relay {
 
     /// What will be sent to the webhook, and what will be republished once that is accepted.
     /// Whatever can be known to fail fails here, before the message has had any effect.
-    fn prepare(&self, message: &Arc<Message>) -> Result<Delivery, Failure> {
+    async fn prepare(&self, message: &Arc<Message>) -> Result<Delivery, Failure> {
         let tail = self.listen.tail(&message.subject).unwrap_or(&message.subject);
-        let subject = self.relayed.subject(tail);
-        if subject.len() > MAX_SUBJECT_BYTES {
-            return Err(Failure::SubjectTooLong(subject.len()));
-        }
-        let headers = headers::to_relayed(&message.headers);
-        let mut relayed = Outbound { subject: subject.into(), headers, payload: message.payload.clone() };
         let limit = self.link.max_payload();
-        if relayed.size() > limit {
-            return Err(Failure::TooLarge { size: relayed.size(), limit });
-        }
-        relayed.headers.insert(NATS_MESSAGE_ID, message.id.to_string());
-        if relayed.size() > limit {
-            // Of a message that fills max_payload to the brim, the copy goes without an id.
-            relayed.headers = headers::to_relayed(&message.headers);
-        }
-        Ok(Delivery::new(message, relayed, &self.metrics))
+        let shaped = match &self.plugins {
+            None => Shaped::unchanged(message, tail),
+            // Boxed, so that a message costs no more where there are no plugins.
+            Some(plugins) => Box::pin(plugins.shape(message, tail, limit)).await.map_err(Failure::Plugin)?,
+        };
+        let relayed = relayed_copy(message, &self.relayed, &shaped.tail, shaped.payload, limit)?;
+        Ok(Delivery::new(message, shaped.body, shaped.headers, relayed, &self.metrics))
     }
 
     /// Counts and logs what became of a message; a failed one goes to the failed subject.
@@ -144,6 +150,10 @@ impl Relay {
             Ok(confirmed) => {
                 self.metrics.relayed.inc();
                 info!(subject = %message.subject, id = %message.id, relayed = %confirmed.subject(), "relayed");
+            }
+            Err(Failure::Plugin(Stopped { plugin, hook, why: Why::Rejected(reason) })) => {
+                self.metrics.rejected.inc();
+                info!(subject = %message.subject, id = %message.id, %plugin, %hook, reason, "rejected");
             }
             Err(failure) => {
                 if !message.failure_told.swap(true, Ordering::Relaxed) {
@@ -172,11 +182,34 @@ impl Relay {
     }
 }
 
+/// The copy of `message` that is republished below `prefix`.
+///
+/// # Errors
+/// When a server that takes `limit` bytes (`max_payload`) would refuse it.
+pub fn relayed_copy(message: &Message, prefix: &Prefix, tail: &str, payload: Bytes, limit: usize) -> Result<Outbound, Failure> {
+    let subject = prefix.subject(tail);
+    if subject.len() > MAX_SUBJECT_BYTES {
+        return Err(Failure::SubjectTooLong(subject.len()));
+    }
+    let headers = headers::to_relayed(&message.headers);
+    let mut relayed = Outbound { subject: subject.into(), headers, payload };
+    if relayed.size() > limit {
+        return Err(Failure::TooLarge { size: relayed.size(), limit });
+    }
+    relayed.headers.insert(NATS_MESSAGE_ID, message.id.to_string());
+    if relayed.size() > limit {
+        // Of a message that fills max_payload to the brim, the copy goes without an id.
+        relayed.headers = headers::to_relayed(&message.headers);
+    }
+    Ok(relayed)
+}
+
 impl Failure {
     /// Its kind, for counters, logs and headers.
     #[must_use]
     pub fn reason(&self) -> Reason {
         match self {
+            Self::Plugin(_) => Reason::plugin,
             Self::Webhook(_) => Reason::webhook,
             Self::TooLarge { .. } | Self::SubjectTooLong(_) => Reason::too_large,
             Self::Publish(_) => Reason::publish,

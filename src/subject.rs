@@ -14,14 +14,14 @@ pub const MAX_SUBJECT_BYTES: usize = 4000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prefix(String);
 
-/// Why a text is not a [`Prefix`].
+/// Why a text is not literal tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PrefixError {
+pub enum SubjectError {
     /// Nothing, or only white space.
     #[error("it is empty")]
     Empty,
     /// `*` or `>` anywhere.
-    #[error("it has a wildcard (* or >); the relay itself listens on everything below the prefix")]
+    #[error("it has a wildcard (* or >)")]
     Wildcard,
     /// White space or a control character anywhere.
     #[error("it has white space or a control character")]
@@ -34,25 +34,32 @@ pub enum PrefixError {
     TooLong,
 }
 
+/// Whether `text` is one or more literal tokens.
+///
+/// # Errors
+/// Names the first rule that `text` breaks.
+pub fn check(text: &str) -> Result<(), SubjectError> {
+    if text.is_empty() {
+        Err(SubjectError::Empty)
+    } else if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        Err(SubjectError::WhiteSpace)
+    } else if text.contains(['*', '>']) {
+        Err(SubjectError::Wildcard)
+    } else if text.split('.').any(str::is_empty) {
+        Err(SubjectError::EmptyToken)
+    } else {
+        Ok(())
+    }
+}
+
 impl Prefix {
     /// Reads a prefix.
     ///
     /// # Errors
     /// Names the first rule that `text` breaks.
-    pub fn parse(text: &str) -> Result<Self, PrefixError> {
-        if text.is_empty() {
-            Err(PrefixError::Empty)
-        } else if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
-            Err(PrefixError::WhiteSpace)
-        } else if text.contains(['*', '>']) {
-            Err(PrefixError::Wildcard)
-        } else if text.split('.').any(str::is_empty) {
-            Err(PrefixError::EmptyToken)
-        } else if text.len() > 1000 {
-            Err(PrefixError::TooLong)
-        } else {
-            Ok(Self(text.to_owned()))
-        }
+    pub fn parse(text: &str) -> Result<Self, SubjectError> {
+        check(text)?;
+        if text.len() > 1000 { Err(SubjectError::TooLong) } else { Ok(Self(text.to_owned())) }
     }
 
     /// The subject to subscribe to: everything below the prefix.
@@ -101,20 +108,20 @@ mod tests {
     #[test]
     fn a_prefix_is_literal_whole_tokens() {
         for (text, expected) in [
-            ("", PrefixError::Empty),
-            ("cms.*", PrefixError::Wildcard),
-            ("cms.>", PrefixError::Wildcard),
-            ("c*s", PrefixError::Wildcard),
-            ("cms cache", PrefixError::WhiteSpace),
-            ("cms\u{0}", PrefixError::WhiteSpace),
-            (" ", PrefixError::WhiteSpace),
-            (".cms", PrefixError::EmptyToken),
-            ("cms.", PrefixError::EmptyToken),
-            ("cms..cache", PrefixError::EmptyToken),
+            ("", SubjectError::Empty),
+            ("cms.*", SubjectError::Wildcard),
+            ("cms.>", SubjectError::Wildcard),
+            ("c*s", SubjectError::Wildcard),
+            ("cms cache", SubjectError::WhiteSpace),
+            ("cms\u{0}", SubjectError::WhiteSpace),
+            (" ", SubjectError::WhiteSpace),
+            (".cms", SubjectError::EmptyToken),
+            ("cms.", SubjectError::EmptyToken),
+            ("cms..cache", SubjectError::EmptyToken),
         ] {
             assert_eq!(Prefix::parse(text), Err(expected), "{text:?}");
         }
-        assert_eq!(Prefix::parse(&"a".repeat(1001)), Err(PrefixError::TooLong));
+        assert_eq!(Prefix::parse(&"a".repeat(1001)), Err(SubjectError::TooLong));
         for text in ["cms", "cms.cache", "größe.$x", "a-b_c/d"] {
             assert_eq!(prefix(text).to_string(), text);
         }

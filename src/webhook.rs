@@ -13,6 +13,7 @@ use crate::metrics::Metrics;
 use crate::outage::Outage;
 use anyhow::Context;
 use futures_util::future::join_all;
+use prometheus_client::metrics::gauge::Gauge;
 use reqwest::header::{self, HeaderMap, HeaderValue};
 use reqwest::{Client, Method, Request, Response, StatusCode};
 use std::fmt;
@@ -55,25 +56,33 @@ struct Endpoint {
 pub struct Delivery {
     message: Arc<Message>,
     body: Bytes,
+    /// Take the place of the message's of the same name.
+    set: HeaderMap,
     relayed: Outbound,
+    _extra: Extra,
 }
 
 impl Delivery {
-    /// `relayed` stays locked up until every destination has accepted.
+    /// `relayed` stays locked up until every destination has accepted; `body` and the headers
+    /// `set` are what the destinations get.
     #[must_use]
-    pub fn new(message: &Arc<Message>, relayed: Outbound, metrics: &Metrics) -> Self {
+    pub fn new(message: &Arc<Message>, body: Bytes, set: HeaderMap, relayed: Outbound, metrics: &Metrics) -> Self {
         let (_, illegal) = headers::to_http(&message.headers);
         if illegal > 0 {
             metrics.headers_dropped.inc_by(illegal);
             debug!(subject = %message.subject, id = %message.id, headers = illegal, "dropped headers that HTTP does not allow");
         }
-        Self { message: message.clone(), body: message.payload.clone(), relayed }
+        let made = [&body, &relayed.payload].into_iter().filter(|bytes| bytes.as_ptr() != message.payload.as_ptr());
+        let extra = Extra::new(made.map(Bytes::len).sum(), metrics);
+        Self { message: message.clone(), body, set, relayed, _extra: extra }
     }
 
     /// The headers of a call, without those that the operator fixed.
-    fn headers(&self) -> HeaderMap {
+    #[must_use]
+    pub fn headers(&self) -> HeaderMap {
         let (mut headers, _) = headers::to_http(&self.message.headers);
-        headers.reserve(6);
+        headers.reserve(6 + self.set.len());
+        replace(&mut headers, &self.set);
         headers.entry(header::CONTENT_TYPE).or_insert(HeaderValue::from_static("application/json"));
         if self.body.is_empty() {
             // hyper leaves it out, and some servers then answer 411 Length Required.
@@ -84,6 +93,36 @@ impl Delivery {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         headers.insert(headers::WEBHOOK_TIMESTAMP, HeaderValue::from(now));
         headers
+    }
+}
+
+/// Bytes that wait beside a message, because a plugin made them: they count as pending.
+struct Extra {
+    bytes: i64,
+    pending: Gauge,
+}
+
+impl Extra {
+    fn new(bytes: usize, metrics: &Metrics) -> Self {
+        let bytes = bytes as i64;
+        metrics.pending_bytes.inc_by(bytes);
+        Self { bytes, pending: metrics.pending_bytes.clone() }
+    }
+}
+
+impl Drop for Extra {
+    fn drop(&mut self) {
+        self.pending.dec_by(self.bytes);
+    }
+}
+
+/// Puts all of `winners` into `headers`, in the place of those of the same name.
+fn replace(headers: &mut HeaderMap, winners: &HeaderMap) {
+    for name in winners.keys() {
+        headers.remove(name);
+    }
+    for (name, value) in winners {
+        headers.append(name, value.clone());
     }
 }
 
@@ -169,12 +208,7 @@ impl Webhook {
                 .build()
                 .map_err(reqwest::Error::without_url)
                 .with_context(|| format!("cannot make a request for {destination}"))?;
-            for name in config.headers.keys() {
-                template.headers_mut().remove(name);
-            }
-            for (name, value) in &config.headers {
-                template.headers_mut().append(name, value.clone());
-            }
+            replace(template.headers_mut(), &config.headers);
             Ok(Endpoint { outage: Outage::new(destination), destination: destination.clone(), client, template })
         });
         Ok(Self {
@@ -241,12 +275,7 @@ impl Endpoint {
         let mut request = Request::new(Method::POST, self.template.url().clone());
         let mut headers = delivery.headers();
         // What the operator fixed wins.
-        for name in self.template.headers().keys() {
-            headers.remove(name);
-        }
-        for (name, value) in self.template.headers() {
-            headers.append(name, value.clone());
-        }
+        replace(&mut headers, self.template.headers());
         *request.headers_mut() = headers;
         *request.body_mut() = Some(delivery.body.clone().into());
         let mut attempt = None;

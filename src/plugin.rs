@@ -1,0 +1,296 @@
+//! Plugins: WebAssembly components that shape what is sent and republished (`wit/plugin.wit`).
+//!
+//! Owns the chain of hooks that every message passes before its webhook is called, and checks
+//! all that comes out of it. A message whose hooks did not all succeed has no effect. Which
+//! components make up the chain can change while the relay runs; a message keeps the chain it began with.
+
+mod bindings;
+pub mod files;
+pub mod guest;
+pub mod hook;
+pub mod host;
+pub mod instance;
+pub mod kit;
+pub mod output;
+mod reload;
+
+pub use hook::Hook;
+
+use crate::config;
+use crate::headers;
+use crate::message::Message;
+use crate::metrics::{CallFailedLabels, CallLabels, Metrics};
+use crate::subject;
+use guest::{Guest, Setup};
+use hook::{Input, Output};
+use host::Host;
+use output::{Hide, Sink};
+use prometheus_client::encoding::EncodeLabelValue;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio_util::bytes::Bytes;
+use tracing::warn;
+
+/// The most headers that one call may set.
+const MAX_HEADERS: usize = 100;
+/// The most bytes of names and values that one call may set.
+const MAX_HEADER_BYTES: usize = 32 * 1024;
+
+/// The plugins of a relay.
+pub struct Plugins {
+    host: Arc<Host>,
+    config: config::Plugins,
+    chain: Mutex<Arc<Chain>>,
+    /// The files when they were last read because they had changed.
+    seen: Mutex<Option<Vec<files::File>>>,
+    metrics: Metrics,
+}
+
+/// Plugins in the order in which they are called.
+struct Chain(Vec<Arc<Guest>>);
+
+/// What the hooks made of a message.
+#[derive(Debug)]
+pub struct Shaped {
+    /// The body of the webhook call.
+    pub body: Bytes,
+    /// Headers of the webhook call that take the place of the message's.
+    pub headers: HeaderMap,
+    /// The payload to be republished.
+    pub payload: Bytes,
+    /// Where to, below the relayed prefix.
+    pub tail: String,
+}
+
+impl Shaped {
+    /// What is relayed without plugins: the message as it is.
+    #[must_use]
+    pub fn unchanged(message: &Message, tail: &str) -> Self {
+        Self { body: message.payload.clone(), headers: HeaderMap::new(), payload: message.payload.clone(), tail: tail.to_owned() }
+    }
+}
+
+/// A hook that did not let its message pass.
+#[derive(Debug)]
+pub struct Stopped {
+    /// The plugin's name.
+    pub plugin: Arc<str>,
+    /// Which of its hooks.
+    pub hook: Hook,
+    /// What happened.
+    pub why: Why,
+}
+
+/// Why a message did not pass.
+#[derive(Debug)]
+pub enum Why {
+    /// The plugin decided that it is not to be relayed.
+    Rejected(String),
+    /// The plugin could not do its work.
+    Failed(Kind, String),
+}
+
+/// Kinds of failure of a plugin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types, reason = "the names are label values")]
+pub enum Kind {
+    /// It said so itself.
+    failed,
+    /// It broke off.
+    trap,
+    /// It took too long.
+    timeout,
+    /// It needed too much memory.
+    memory,
+    /// It returned what is not allowed.
+    output,
+}
+
+impl fmt::Display for Stopped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "plugin {}, {}: ", self.plugin, self.hook)?;
+        match &self.why {
+            Why::Rejected(text) => write!(f, "rejected: {text}"),
+            Why::Failed(Kind::failed, text) => write!(f, "failed: {text}"),
+            Why::Failed(_, text) => f.write_str(text),
+        }
+    }
+}
+
+impl Plugins {
+    /// Loads all plugins of `config`; `None` when there are none.
+    ///
+    /// # Errors
+    /// What is wrong with each of those that can not be used.
+    pub async fn load(config: &config::Plugins, metrics: &Metrics) -> anyhow::Result<Option<Self>> {
+        if config.paths.is_empty() {
+            return Ok(None);
+        }
+        let host = Arc::new(Host::new(config)?);
+        let seen = files::find(&config.paths).ok();
+        let chain = Chain::load(config, &host, output::log).await?;
+        Ok(Some(Self {
+            host,
+            config: config.clone(),
+            chain: Mutex::new(Arc::new(chain)),
+            seen: Mutex::new(seen),
+            metrics: metrics.clone(),
+        }))
+    }
+
+    /// Leads a message through all hooks. What they return may have up to `limit` bytes.
+    ///
+    /// # Errors
+    /// The first hook that does not let it pass.
+    pub async fn shape(&self, message: &Arc<Message>, tail: &str, limit: usize) -> Result<Shaped, Stopped> {
+        let result = self.chain().shape(message, tail, limit, |call| self.metrics.observe_call(call)).await;
+        if let Err(Stopped { plugin, hook, why: Why::Failed(kind, _) }) = &result {
+            let labels = CallFailedLabels { plugin: plugin.to_string(), hook: *hook, kind: *kind };
+            self.metrics.calls_failed.get_or_create(&labels).inc();
+        }
+        result
+    }
+
+    /// Each plugin's name and hooks, for a person.
+    #[must_use]
+    pub fn describe(&self) -> Vec<String> {
+        self.chain().0.iter().map(|guest| format!("{} ({})", guest.name, guest.hook_names())).collect()
+    }
+
+    fn chain(&self) -> Arc<Chain> {
+        self.chain.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// One call of a hook.
+struct Call<'a> {
+    guest: &'a Guest,
+    hook: Hook,
+    elapsed: Duration,
+}
+
+impl Metrics {
+    fn observe_call(&self, call: &Call<'_>) {
+        let labels = CallLabels { plugin: call.guest.name.to_string(), hook: call.hook };
+        self.call_seconds.0.get_or_create(&labels).observe(call.elapsed.as_secs_f64());
+    }
+}
+
+impl Chain {
+    /// Finds, compiles and rehearses all plugins of `config`; `sink` makes the place where each one's output goes.
+    async fn load(config: &config::Plugins, host: &Arc<Host>, sink: impl Fn(Arc<str>) -> Sink) -> anyhow::Result<Self> {
+        let files = files::find(&config.paths)?;
+        let names: Vec<_> = files.iter().map(|file| file.name.as_str()).collect();
+        let (settings, strange) = files::assign(&config.settings, &names);
+        for setting in strange {
+            warn!(variable = format!("PLUGIN_{}", setting.name), "the variable belongs to none of the plugins ({})", names.join(", "));
+        }
+        let mut guests = Vec::new();
+        let mut mistakes = Vec::new();
+        for (file, settings) in files.iter().zip(settings) {
+            let setup = Setup {
+                config: settings.iter().map(|(key, setting)| ((*key).to_owned(), setting.value.expose().to_owned())).collect(),
+                hide: Hide::new(settings.iter().filter(|(_, setting)| setting.secret).map(|(_, setting)| setting.value.clone())),
+                sink: sink(file.name.as_str().into()),
+            };
+            let loaded = async { Guest::load(&file.name, std::fs::read(&file.path)?, setup, host).await };
+            match loaded.await {
+                Ok(guest) => guests.push(guest),
+                Err(error) => mistakes.push(format!("plugin {}: {error:#}", file.path.display())),
+            }
+        }
+        anyhow::ensure!(mistakes.is_empty(), "{}", mistakes.join("\n"));
+        Ok(Self(guests))
+    }
+
+    /// All hooks in their order, each through all plugins that have it.
+    async fn shape(&self, message: &Arc<Message>, tail: &str, limit: usize, mut called: impl FnMut(&Call<'_>)) -> Result<Shaped, Stopped> {
+        let mut shaped = Shaped::unchanged(message, tail);
+        for hook in Hook::ALL {
+            for guest in self.0.iter().filter(|guest| guest.hooks.contains(&hook)) {
+                let began = Instant::now();
+                let output = guest.call(hook, shaped.input(hook, message), limit).await;
+                called(&Call { guest, hook, elapsed: began.elapsed() });
+                let stopped = |why| Stopped { plugin: guest.name.clone(), hook, why };
+                let output = output.map_err(stopped)?;
+                shaped.take(hook, output, limit).map_err(|text| stopped(Why::Failed(Kind::output, text)))?;
+            }
+        }
+        Ok(shaped)
+    }
+}
+
+impl Shaped {
+    /// What `hook` is to see.
+    fn input(&self, hook: Hook, message: &Arc<Message>) -> Input {
+        let headers = match hook {
+            Hook::webhook_payload => pairs(&message.headers),
+            Hook::webhook_headers => {
+                let mut pairs = pairs(&message.headers);
+                pairs.retain(|(name, _)| !self.headers.contains_key(name));
+                pairs.extend(
+                    self.headers.iter().map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())),
+                );
+                pairs
+            }
+            Hook::relayed_payload | Hook::relayed_subject => pairs(&headers::to_relayed(&message.headers)),
+        };
+        let payload = match hook {
+            Hook::webhook_payload | Hook::webhook_headers => self.body.clone(),
+            Hook::relayed_payload | Hook::relayed_subject => self.payload.clone(),
+        };
+        Input { message: message.clone(), tail: self.tail.clone(), headers, payload }
+    }
+
+    /// Takes over what `hook` returned, if it is allowed.
+    fn take(&mut self, hook: Hook, output: Output, limit: usize) -> Result<(), String> {
+        match output {
+            Output::Payload(payload) if payload.len() > limit => {
+                return Err(format!("returned {} bytes, the server takes {limit} in one message (max_payload)", payload.len()));
+            }
+            Output::Payload(payload) if hook == Hook::webhook_payload => self.body = payload.into(),
+            Output::Payload(payload) => self.payload = payload.into(),
+            Output::Headers(headers) => {
+                let headers = legal(headers)?;
+                for name in headers.keys() {
+                    self.headers.remove(name);
+                }
+                self.headers.extend(headers);
+            }
+            Output::Tail(tail) => match subject::check(&tail) {
+                Ok(()) => self.tail = tail,
+                Err(error) => return Err(format!("returned the subject {:?}: {error}", output::cut(&tail))),
+            },
+        }
+        Ok(())
+    }
+}
+
+fn pairs(headers: &async_nats::HeaderMap) -> Vec<(String, String)> {
+    let pairs = headers.iter().flat_map(|(name, values)| values.iter().map(|value| (name.to_string(), value.as_str().to_owned())));
+    pairs.collect()
+}
+
+/// Headers that a plugin set, if all of them may be set. Their values are not shown: they may be keys.
+fn legal(set: Vec<(String, Vec<u8>)>) -> Result<HeaderMap, String> {
+    let bytes: usize = set.iter().map(|(name, value)| name.len() + value.len()).sum();
+    if set.len() > MAX_HEADERS || bytes > MAX_HEADER_BYTES {
+        return Err(format!(
+            "returned {} headers of {bytes} bytes, at most {MAX_HEADERS} of {MAX_HEADER_BYTES} bytes can be set",
+            set.len()
+        ));
+    }
+    let mut headers = HeaderMap::new();
+    for (name, value) in set {
+        let shown = output::cut(&name);
+        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("returned a header whose name is not legal: {shown:?}"))?;
+        if headers::is_framing(&name) || headers::is_ours(&name) {
+            return Err(format!("returned the header {name}, which only the relay sets"));
+        }
+        let value = HeaderValue::from_bytes(&value).map_err(|_| format!("returned the header {name} with a value that is not legal"))?;
+        headers.append(name, value);
+    }
+    Ok(headers)
+}

@@ -1,0 +1,126 @@
+//! Which files are the plugins, and which variables configure which of them.
+
+use crate::config::Setting;
+use anyhow::{Context, bail};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+/// A plugin's file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct File {
+    /// Its name without `.wasm`, which is the plugin's name.
+    pub name: String,
+    /// Where it is.
+    pub path: PathBuf,
+    modified: Option<SystemTime>,
+    bytes: u64,
+}
+
+/// The plugins of `PLUGINS`, in order: files as they are named, those of a folder by name.
+///
+/// # Errors
+/// When something is not there, or two plugins could not be told apart by their variables.
+pub fn find(paths: &[PathBuf]) -> anyhow::Result<Vec<File>> {
+    let mut files: Vec<File> = Vec::new();
+    for path in paths {
+        let context = || format!("PLUGINS: {}", path.display());
+        let found = match path.is_dir() {
+            false => vec![path.clone()],
+            true => in_folder(path).with_context(context)?,
+        };
+        for path in found {
+            let file = file(&path).with_context(|| format!("PLUGINS: {}", path.display()))?;
+            if let Some(other) = files.iter().find(|other| folded(&other.name) == folded(&file.name)) {
+                bail!("PLUGINS: {} and {} have the same name: rename one", other.path.display(), file.path.display());
+            }
+            files.push(file);
+        }
+    }
+    Ok(files)
+}
+
+fn in_folder(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
+    let mut found: Vec<_> = entries.into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "wasm")).collect();
+    if found.is_empty() {
+        bail!("the folder has no .wasm file");
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn file(path: &Path) -> anyhow::Result<File> {
+    let found = path.metadata()?;
+    if !found.is_file() {
+        bail!("it is not a file");
+    }
+    let name = path.file_stem().and_then(|stem| stem.to_str()).context("its name is not UTF-8")?;
+    Ok(File { name: name.to_owned(), path: path.to_owned(), modified: found.modified().ok(), bytes: found.len() })
+}
+
+/// A name as it is written in a variable: upper case, with `_` for what is no letter or digit.
+#[must_use]
+pub fn folded(name: &str) -> String {
+    name.chars().map(|c| if c.is_alphanumeric() { c.to_ascii_uppercase() } else { '_' }).collect()
+}
+
+/// The settings of each of the plugins `names`, as key and setting, and those of none of them.
+///
+/// `PLUGIN_A_B_C` belongs to the plugin `a-b` as `C` when there is one, and to `a` as `B_C` otherwise.
+#[must_use]
+pub fn assign<'a>(settings: &'a [Setting], names: &[&str]) -> (Vec<Vec<(&'a str, &'a Setting)>>, Vec<&'a Setting>) {
+    let mut assigned = vec![Vec::new(); names.len()];
+    let mut left = Vec::new();
+    for setting in settings {
+        let key = |name: &str| {
+            let prefix = format!("{}_", folded(name));
+            let (start, key) = setting.name.split_at_checked(prefix.len())?;
+            (folded(start) == prefix && !key.is_empty()).then_some(key)
+        };
+        let keys = names.iter().zip(&mut assigned).filter_map(|(name, assigned)| Some((key(name)?, assigned)));
+        match keys.min_by_key(|(key, _)| key.len()) {
+            Some((key, assigned)) => assigned.push((key, setting)),
+            None => left.push(setting),
+        }
+    }
+    (assigned, left)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::Secret;
+
+    #[test]
+    fn a_setting_belongs_to_the_plugin_with_the_longest_name_that_fits() {
+        let settings: Vec<_> = ["A_B_C", "A_X", "a_b_d", "A_B", "A_", "AB_C", "C_D"]
+            .map(|name| Setting { name: name.to_owned(), value: Secret::new(name), secret: false })
+            .into();
+        let (assigned, left) = assign(&settings, &["a", "a-b", "ü.x"]);
+        let keys: Vec<Vec<_>> = assigned.iter().map(|settings| settings.iter().map(|(key, _)| *key).collect()).collect();
+        assert_eq!(keys, [vec!["X", "B"], vec!["C", "d"], vec![]]);
+        assert_eq!(left.iter().map(|setting| setting.name.as_str()).collect::<Vec<_>>(), ["A_", "AB_C", "C_D"]);
+    }
+
+    #[test]
+    fn files_in_order_and_folders_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let inner = folder.path().join("inner");
+        std::fs::create_dir(&inner).unwrap();
+        for path in ["z.wasm", "inner/b.wasm", "inner/a.wasm", "inner/readme.md"] {
+            std::fs::write(folder.path().join(path), "").unwrap();
+        }
+        let names = |paths: &[PathBuf]| -> anyhow::Result<Vec<String>> { Ok(find(paths)?.into_iter().map(|file| file.name).collect()) };
+        assert_eq!(names(&[folder.path().join("z.wasm"), inner.clone()]).unwrap(), ["z", "a", "b"]);
+        for (paths, expected) in [
+            (vec![folder.path().join("none.wasm")], "none.wasm: No such file"),
+            (vec![inner.join("a.wasm"), inner.clone()], "have the same name"),
+            (vec![tempfile::tempdir().unwrap().path().to_owned()], "No such file"),
+        ] {
+            let error = format!("{:#}", names(&paths).unwrap_err());
+            assert!(error.starts_with("PLUGINS: ") && error.contains(expected), "{error}");
+        }
+        std::fs::write(inner.join("A.wasm"), "").unwrap();
+        assert!(names(&[inner]).is_err(), "names that differ only in case could not be told apart");
+    }
+}

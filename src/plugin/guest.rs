@@ -1,0 +1,239 @@
+//! One plugin: a compiled component, its hooks, and the instances that wait to be called.
+
+use super::hook::{Exports, Hook, HookError, Input, Output, PACKAGE, VERSION};
+use super::host::Host;
+use super::instance::{Live, State, prepare};
+use super::output::{Hide, Lines, Sink, Stream, cut};
+use super::{Kind, Why};
+use anyhow::{Context, anyhow, bail};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tracing::{info, warn};
+use wasmtime::component::{Component, InstancePre};
+use wasmtime::{Store, Trap};
+use wasmtime_wasi::I32Exit;
+
+/// The most instances of one plugin at work.
+const MAX_INSTANCES: usize = 16;
+/// The most instances that are kept for the next call.
+const MAX_IDLE: usize = 4;
+/// A compilation that takes longer is mentioned.
+const LONG: Duration = Duration::from_millis(300);
+
+/// A plugin that is ready to be called.
+pub struct Guest {
+    /// The file's name without `.wasm`.
+    pub name: Arc<str>,
+    /// What it exports.
+    pub hooks: Vec<Hook>,
+    pre: InstancePre<State>,
+    exports: Exports,
+    host: Arc<Host>,
+    setup: Setup,
+    idle: Mutex<Vec<Live>>,
+    permits: Semaphore,
+}
+
+/// What a plugin is set up with, beside its code.
+pub struct Setup {
+    /// Its configuration.
+    pub config: Vec<(String, String)>,
+    /// Values that are not to be shown.
+    pub hide: Hide,
+    /// Where its output goes.
+    pub sink: Sink,
+}
+
+impl Guest {
+    /// Compiles, links and rehearses a plugin.
+    ///
+    /// # Errors
+    /// What is wrong with the component, and what was expected.
+    pub async fn load(name: &str, binary: Vec<u8>, setup: Setup, host: &Arc<Host>) -> anyhow::Result<Arc<Self>> {
+        check_layer(&binary)?;
+        let component = compile(name, binary, host).await?;
+        let pre = host.linker.instantiate_pre(&component).map_err(explain_import)?;
+        let exports = Exports::find(&pre)?;
+        let hooks = exports.hooks();
+        if hooks.is_empty() {
+            bail!("it exports no hook of {PACKAGE}@{VERSION}; {}", exported(&component));
+        }
+        let unknown = foreign_hooks(&component);
+        if !unknown.is_empty() {
+            warn!(plugin = name, exports = unknown.join(", "), "exports hooks that this version does not call");
+        }
+        let guest = Arc::new(Self {
+            name: name.into(),
+            hooks,
+            pre,
+            exports,
+            host: host.clone(),
+            setup,
+            idle: Mutex::default(),
+            permits: Semaphore::new(MAX_INSTANCES),
+        });
+        let rehearsed = guest.clone();
+        match host.run(async move { rehearsed.instantiate(0).await }).await {
+            None => bail!("it was not instantiated within {} (PLUGIN_TIMEOUT)", humantime::format_duration(host.timeout)),
+            Some(Err((error, exceeded))) => {
+                let Why::Failed(kind, text) = why(&error, exceeded, &guest) else { bail!("it could not be instantiated") };
+                // A wrong type comes with what was expected, which is worth more than the kind.
+                bail!("{}", if kind == Kind::trap { format!("{error:#}") } else { text });
+            }
+            Some(Ok(live)) => guest.idle().push(live),
+        }
+        Ok(guest)
+    }
+
+    /// Calls a hook that this plugin has. It may return up to `limit` bytes.
+    ///
+    /// # Errors
+    /// The plugin's own word, or what became of it.
+    pub async fn call(self: &Arc<Self>, hook: Hook, input: Input, limit: usize) -> Result<Output, Why> {
+        // Fails only when the semaphore is closed, which nobody does.
+        let _permit = self.permits.acquire().await;
+        let guest = self.clone();
+        let work = async move {
+            let idle = guest.idle().pop();
+            let mut live = match idle {
+                Some(live) => live,
+                None => guest.instantiate(limit).await.map_err(|(error, exceeded)| why(&error, exceeded, &guest))?,
+            };
+            match live.call(hook, &input, limit).await {
+                Ok(result) => {
+                    guest.keep(live);
+                    result.map_err(|error| match error {
+                        HookError::Reject(text) => Why::Rejected(guest.text(&text)),
+                        HookError::Failed(text) => Why::Failed(Kind::failed, guest.text(&text)),
+                    })
+                }
+                Err(error) => Err(why(&error, live.is_exceeded(), &guest)),
+            }
+        };
+        self.host.run(work).await.unwrap_or_else(|| {
+            let limit = humantime::format_duration(self.host.timeout);
+            Err(Why::Failed(Kind::timeout, format!("did not return within {limit} (PLUGIN_TIMEOUT)")))
+        })
+    }
+
+    /// Its hooks as a list.
+    #[must_use]
+    pub fn hook_names(&self) -> String {
+        self.hooks.iter().map(|hook| hook.name()).collect::<Vec<_>>().join(", ")
+    }
+
+    /// What the component imports.
+    #[must_use]
+    pub fn imports(&self) -> Vec<String> {
+        let component = self.pre.component();
+        component.component_type().imports(component.engine()).map(|(name, _)| name.to_owned()).collect()
+    }
+
+    /// The bytes that its waiting instances occupy.
+    #[must_use]
+    pub fn idle_memory(&self) -> u64 {
+        self.idle().iter().map(|live| live.memory() as u64).sum()
+    }
+
+    /// A new instance. The error comes with whether it asked for too much memory.
+    async fn instantiate(&self, limit: usize) -> Result<Live, (wasmtime::Error, bool)> {
+        let lines = |stream| Lines::new(stream, self.setup.hide.clone(), self.setup.sink.clone());
+        let output = [lines(Stream::Stdout), lines(Stream::Stderr)];
+        let mut store = Store::new(&self.host.engine, State::new(&self.setup.config, self.host.memory, output));
+        store.limiter(|state| &mut state.memory);
+        store.epoch_deadline_async_yield_and_update(1);
+        prepare(&mut store, limit);
+        let functions = match self.pre.instantiate_async(&mut store).await {
+            Ok(instance) => self.exports.load(&mut store, &instance),
+            Err(error) => Err(error),
+        };
+        functions.map_err(|error| (error, store.data().memory.is_exceeded())).map(|functions| Live::new(store, functions))
+    }
+
+    /// Keeps an instance for the next call, unless it is large or there are enough.
+    fn keep(&self, live: Live) {
+        let mut idle = self.idle();
+        if !live.is_large() && idle.len() < MAX_IDLE {
+            idle.push(live);
+        }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Live>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the plugin says of itself, fit to be shown.
+    fn text(&self, text: &str) -> String {
+        cut(&self.setup.hide.apply(text))
+    }
+}
+
+/// What became of a call that returned nothing.
+fn why(error: &wasmtime::Error, memory_exceeded: bool, guest: &Guest) -> Why {
+    let cause = guest.text(&error.root_cause().to_string());
+    if memory_exceeded {
+        let limit = bytesize::ByteSize::b(guest.host.memory as u64).display().iec();
+        Why::Failed(Kind::memory, format!("needed more than {limit} of memory (PLUGIN_MEMORY): {cause}"))
+    } else if let Some(I32Exit(code)) = error.downcast_ref() {
+        Why::Failed(Kind::trap, format!("ended itself with exit code {code}"))
+    } else if cause.contains("too much data is being copied") {
+        Why::Failed(Kind::output, "returned more than the server takes in one message (max_payload)".to_owned())
+    } else if error.downcast_ref::<Trap>().is_some() {
+        Why::Failed(Kind::trap, cause)
+    } else {
+        Why::Failed(Kind::trap, format!("broke off: {cause}"))
+    }
+}
+
+/// Compiles in another thread; what was compiled before comes from the cache.
+async fn compile(name: &str, binary: Vec<u8>, host: &Host) -> anyhow::Result<Component> {
+    let (engine, bytes) = (host.engine.clone(), binary.len() as u64);
+    let mut compiling = tokio::task::spawn_blocking(move || Component::from_binary(&engine, &binary));
+    let compiled = match tokio::time::timeout(LONG, &mut compiling).await {
+        Ok(compiled) => compiled,
+        Err(_) => {
+            info!(plugin = name, size = %bytesize::ByteSize::b(bytes).display().iec(), "compiling a plugin (once, unless PLUGIN_CACHE is off)");
+            compiling.await
+        }
+    };
+    compiled.context("the compiler has failed")?.map_err(|error| anyhow!("it is not a valid component: {error:#}"))
+}
+
+/// Tells components from what else people have at hand (the preamble of the binary format).
+fn check_layer(binary: &[u8]) -> anyhow::Result<()> {
+    const MAGIC: &[u8] = b"\0asm";
+    match (binary.get(..4), binary.get(6)) {
+        (Some(MAGIC), Some(1)) => Ok(()),
+        (Some(MAGIC), Some(0)) => bail!(
+            "it is a core module, not a component: build for the target wasm32-wasip2, or make a component of it with `wasm-tools component new`"
+        ),
+        (_, _) if binary.is_empty() => bail!("the file is empty"),
+        _ => bail!("it is not WebAssembly (expected a component in binary form)"),
+    }
+}
+
+fn explain_import(error: wasmtime::Error) -> anyhow::Error {
+    let text = format!("{error:#}");
+    let hint = match text.contains("`wasi:http") {
+        true => "; in JavaScript, leave it out with `--disable http --disable fetch-event`",
+        false => "",
+    };
+    anyhow!("it needs something that plugins are not given: {text}{hint}")
+}
+
+/// What a component exports, for a person who expected something else.
+fn exported(component: &Component) -> String {
+    let names = exports(component);
+    if names.is_empty() { "it exports nothing".to_owned() } else { format!("it exports {}", names.join(", ")) }
+}
+
+fn exports(component: &Component) -> Vec<String> {
+    component.component_type().exports(component.engine()).map(|(name, _)| name.to_owned()).collect()
+}
+
+/// Interfaces of our package that are not among the hooks we know.
+fn foreign_hooks(component: &Component) -> Vec<String> {
+    let known = |name: &String| Hook::ALL.iter().any(|hook| name.starts_with(&format!("{PACKAGE}/{hook}@")));
+    exports(component).into_iter().filter(|name| name.starts_with(PACKAGE) && !known(name) && !name.contains("/types@")).collect()
+}

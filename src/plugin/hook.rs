@@ -1,0 +1,191 @@
+//! The four hooks: what a component may export, and what goes into and comes out of one call.
+
+use super::bindings::exports::nats_webhook_relay::plugin::{relayed_payload, relayed_subject, webhook_headers, webhook_payload};
+use super::bindings::nats_webhook_relay::plugin::types;
+use super::instance::State;
+use crate::message::Message;
+use prometheus_client::encoding::EncodeLabelValue;
+use std::fmt;
+use std::sync::Arc;
+use tokio_util::bytes::Bytes;
+use wasmtime::Store;
+use wasmtime::component::{Instance, InstancePre};
+
+pub use types::HookError;
+
+/// The package of `wit/plugin.wit`.
+pub const PACKAGE: &str = "nats-webhook-relay:plugin";
+/// Its version.
+pub const VERSION: &str = "1.0.0";
+
+/// One of the interfaces that a plugin may export, in the order in which they are called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types, reason = "the names are label values")]
+pub enum Hook {
+    /// Shapes the body of the webhook call.
+    webhook_payload,
+    /// Sets headers of the webhook call.
+    webhook_headers,
+    /// Shapes the payload that is republished.
+    relayed_payload,
+    /// Decides where it is republished.
+    relayed_subject,
+}
+
+impl Hook {
+    /// All hooks, in the order in which they are called.
+    pub const ALL: [Self; 4] = [Self::webhook_payload, Self::webhook_headers, Self::relayed_payload, Self::relayed_subject];
+
+    /// The interface's name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::webhook_payload => "webhook-payload",
+            Self::webhook_headers => "webhook-headers",
+            Self::relayed_payload => "relayed-payload",
+            Self::relayed_subject => "relayed-subject",
+        }
+    }
+
+    /// The interface's name with package and version.
+    #[must_use]
+    pub fn interface(self) -> String {
+        format!("{PACKAGE}/{}@{VERSION}", self.name())
+    }
+}
+
+impl fmt::Display for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What a hook is called with. It owns everything, because a slow call moves to another thread.
+pub struct Input {
+    /// The message as it was received.
+    pub message: Arc<Message>,
+    /// What of its subject lies below the listened prefix, or what an earlier plugin made of it.
+    pub tail: String,
+    /// Names and values.
+    pub headers: Vec<(String, String)>,
+    /// The payload so far.
+    pub payload: Bytes,
+}
+
+/// What a hook returned.
+#[derive(Debug)]
+pub enum Output {
+    /// A body or payload.
+    Payload(Vec<u8>),
+    /// Headers to set.
+    Headers(Vec<(String, Vec<u8>)>),
+    /// A subject without its prefix.
+    Tail(String),
+}
+
+/// The hooks that a component exports, found by name before it is instantiated.
+pub struct Exports {
+    webhook_payload: Option<webhook_payload::GuestIndices>,
+    webhook_headers: Option<webhook_headers::GuestIndices>,
+    relayed_payload: Option<relayed_payload::GuestIndices>,
+    relayed_subject: Option<relayed_subject::GuestIndices>,
+}
+
+impl Exports {
+    /// Finds them. A version of the interface counts when Semantic Versioning calls it compatible.
+    ///
+    /// # Errors
+    /// When an interface lacks its function.
+    pub fn find(pre: &InstancePre<State>) -> wasmtime::Result<Self> {
+        Ok(Self {
+            webhook_payload: find(pre, Hook::webhook_payload, webhook_payload::GuestIndices::new)?,
+            webhook_headers: find(pre, Hook::webhook_headers, webhook_headers::GuestIndices::new)?,
+            relayed_payload: find(pre, Hook::relayed_payload, relayed_payload::GuestIndices::new)?,
+            relayed_subject: find(pre, Hook::relayed_subject, relayed_subject::GuestIndices::new)?,
+        })
+    }
+
+    /// Which there are.
+    #[must_use]
+    pub fn hooks(&self) -> Vec<Hook> {
+        let exported = |hook: &Hook| match hook {
+            Hook::webhook_payload => self.webhook_payload.is_some(),
+            Hook::webhook_headers => self.webhook_headers.is_some(),
+            Hook::relayed_payload => self.relayed_payload.is_some(),
+            Hook::relayed_subject => self.relayed_subject.is_some(),
+        };
+        Hook::ALL.into_iter().filter(exported).collect()
+    }
+
+    /// The functions of an instance.
+    ///
+    /// # Errors
+    /// Names a hook whose function has another type than the package defines.
+    pub fn load(&self, store: &mut Store<State>, instance: &Instance) -> wasmtime::Result<Functions> {
+        let wrong =
+            |hook: Hook| move |error: wasmtime::Error| error.context(format!("{hook} has another type than {PACKAGE}@{VERSION} defines"));
+        let mut load = Functions::default();
+        if let Some(exported) = &self.webhook_payload {
+            load.webhook_payload = Some(exported.load(&mut *store, instance).map_err(wrong(Hook::webhook_payload))?);
+        }
+        if let Some(exported) = &self.webhook_headers {
+            load.webhook_headers = Some(exported.load(&mut *store, instance).map_err(wrong(Hook::webhook_headers))?);
+        }
+        if let Some(exported) = &self.relayed_payload {
+            load.relayed_payload = Some(exported.load(&mut *store, instance).map_err(wrong(Hook::relayed_payload))?);
+        }
+        if let Some(exported) = &self.relayed_subject {
+            load.relayed_subject = Some(exported.load(&mut *store, instance).map_err(wrong(Hook::relayed_subject))?);
+        }
+        Ok(load)
+    }
+}
+
+fn find<I>(pre: &InstancePre<State>, hook: Hook, new: impl Fn(&InstancePre<State>) -> wasmtime::Result<I>) -> wasmtime::Result<Option<I>> {
+    pre.component().get_export_index(None, &hook.interface()).map(|_| new(pre)).transpose()
+}
+
+/// The hooks of one instance.
+#[derive(Default)]
+pub struct Functions {
+    webhook_payload: Option<webhook_payload::Guest>,
+    webhook_headers: Option<webhook_headers::Guest>,
+    relayed_payload: Option<relayed_payload::Guest>,
+    relayed_subject: Option<relayed_subject::Guest>,
+}
+
+impl Functions {
+    /// Calls `hook`.
+    ///
+    /// # Errors
+    /// A trap, or a value that can not be read.
+    pub async fn call(&self, store: &mut Store<State>, hook: Hook, input: &Input) -> wasmtime::Result<Result<Output, HookError>> {
+        let headers: Vec<_> = input.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let message = types::Message {
+            id: input.message.id.as_str(),
+            subject: &input.message.subject,
+            tail: &input.tail,
+            headers: &headers,
+            payload: &input.payload,
+        };
+        let absent = || wasmtime::format_err!("the component does not export {hook}");
+        Ok(match hook {
+            Hook::webhook_payload => {
+                let hook = self.webhook_payload.as_ref().ok_or_else(absent)?;
+                hook.call_transform(store, message).await?.map(Output::Payload)
+            }
+            Hook::webhook_headers => {
+                let hook = self.webhook_headers.as_ref().ok_or_else(absent)?;
+                hook.call_set(store, message).await?.map(Output::Headers)
+            }
+            Hook::relayed_payload => {
+                let hook = self.relayed_payload.as_ref().ok_or_else(absent)?;
+                hook.call_transform(store, message).await?.map(Output::Payload)
+            }
+            Hook::relayed_subject => {
+                let hook = self.relayed_subject.as_ref().ok_or_else(absent)?;
+                hook.call_remap(store, message).await?.map(Output::Tail)
+            }
+        })
+    }
+}

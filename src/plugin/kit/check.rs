@@ -1,0 +1,50 @@
+//! `plugin check`: what a component is, and whether the relay would take it.
+
+use crate::config::{Cache, Plugins};
+use crate::plugin::guest::{Guest, Setup};
+use crate::plugin::output::Hide;
+use crate::plugin::{files, host::Host};
+use bytesize::ByteSize;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Prints what each plugin is; fails when one can not be used.
+#[allow(clippy::print_stdout, reason = "this is what the command is for")]
+pub async fn check(config: Plugins) -> anyhow::Result<ExitCode> {
+    // The time is that of a compilation.
+    let config = Plugins { cache: Cache::Off, ..config };
+    let host = Arc::new(Host::new(&config)?);
+    let mut code = ExitCode::SUCCESS;
+    for file in files::find(&config.paths)? {
+        let began = Instant::now();
+        let loaded = async {
+            let setup = Setup { config: Vec::new(), hide: Hide::default(), sink: Arc::new(|_, _| {}) };
+            let binary = std::fs::read(&file.path)?;
+            let size = binary.len() as u64;
+            anyhow::Ok((Guest::load(&file.name, binary, setup, &host).await?, size))
+        };
+        match loaded.await {
+            Ok((guest, size)) => {
+                let imports = guest.imports();
+                println!("{}", file.path.display());
+                println!("  name      {} (configured by PLUGIN_{}_<KEY>)", guest.name, files::folded(&guest.name));
+                println!("  hooks     {}", guest.hook_names());
+                println!("  imports   {}", if imports.is_empty() { "nothing".to_owned() } else { imports.join("\n            ") });
+                println!("  size      {}", ByteSize::b(size).display().iec());
+                println!("  compiled  and instantiated in {} ms", began.elapsed().as_millis());
+                println!("  memory    {} when instantiated", ByteSize::b(guest.idle_memory()).display().iec());
+                let memory = ByteSize::b(config.memory as u64).display().iec();
+                println!(
+                    "  limits    {} a call (PLUGIN_TIMEOUT), {memory} of memory (PLUGIN_MEMORY)",
+                    humantime::format_duration(config.timeout)
+                );
+            }
+            Err(error) => {
+                eprintln!("{}: can not be used: {error:#}", file.path.display());
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    Ok(code)
+}

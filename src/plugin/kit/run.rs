@@ -1,0 +1,192 @@
+//! `plugin run`: one message through plugins, without NATS and without a webhook.
+
+use crate::config::Plugins;
+use crate::environment::Environment;
+use crate::message::{Id, Message, Outbound};
+use crate::metrics::Metrics;
+use crate::plugin::host::Host;
+use crate::plugin::output::Stream;
+use crate::plugin::{Chain, Stopped, Why};
+use crate::relay;
+use crate::subject::Prefix;
+use crate::webhook::Delivery;
+use anyhow::{Context, ensure};
+use async_nats::HeaderMap;
+use base64::Engine as _;
+use clap::ArgMatches;
+use serde_json::{Map, Value, json};
+use std::io::{IsTerminal, Read};
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio_util::bytes::Bytes;
+
+/// What a nats-server takes in one message unless it is configured otherwise.
+const MAX_PAYLOAD: usize = 1024 * 1024;
+/// The exit code when a plugin rejected the message.
+const REJECTED: u8 = 2;
+
+/// What came of the message.
+struct Report {
+    result: Result<(Vec<(String, Bytes)>, Bytes, Outbound), relay::Failure>,
+    /// Plugin, stream, line.
+    output: Vec<(String, Stream, String)>,
+    /// Plugin, hook, milliseconds.
+    calls: Vec<(String, &'static str, f64)>,
+}
+
+/// Sends the message that the arguments and stdin make through the plugins of `config`.
+pub async fn run(config: Plugins, environment: &Environment, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
+    let prefix = |name: &str, default: &str| {
+        let text = environment.get(name).unwrap_or(default);
+        Prefix::parse(text).with_context(|| format!("{name}: {text:?} is not a subject prefix"))
+    };
+    let listen = prefix("NATS_SUBJECT_PREFIX", "cms.cache")?;
+    let relayed = prefix("NATS_RELAYED_SUBJECT_PREFIX", "relayed.cache")?;
+    let subject = matches.get_one::<String>("subject").cloned().unwrap_or_else(|| listen.subject("article.42"));
+    let tail = listen.tail(&subject).with_context(|| format!("{subject:?} is not below {listen} (NATS_SUBJECT_PREFIX)"))?;
+    let mut headers = HeaderMap::new();
+    for header in matches.get_many::<String>("header").into_iter().flatten() {
+        let (name, value) = header.split_once(':').context("--header: expected NAME:VALUE")?;
+        let name = name.trim().parse::<async_nats::HeaderName>().ok().with_context(|| format!("--header: {name:?} is not a name"))?;
+        ensure!(!value.contains(['\r', '\n']), "--header: the value of {name} has a line break");
+        headers.append(name, value.trim());
+    }
+    if std::io::stdin().is_terminal() {
+        eprintln!("reading the payload from the terminal; end it with Ctrl-D");
+    }
+    let mut payload = Vec::new();
+    std::io::stdin().read_to_end(&mut payload).context("cannot read the payload from stdin")?;
+    let message = Arc::new(Message {
+        subject: subject.as_str().into(),
+        headers,
+        payload: payload.into(),
+        id: Id::unique(),
+        failure_told: false.into(),
+    });
+
+    let output = Arc::new(Mutex::new(Vec::new()));
+    let host = Arc::new(Host::new(&config)?);
+    let collect = |name: Arc<str>| {
+        let output = output.clone();
+        let sink: super::super::output::Sink = Arc::new(move |stream, line: &str| {
+            output.lock().unwrap_or_else(PoisonError::into_inner).push((name.to_string(), stream, line.to_owned()));
+        });
+        sink
+    };
+    let chain = Chain::load(&config, &host, collect).await?;
+    let mut calls = Vec::new();
+    let shaped = chain
+        .shape(&message, tail, MAX_PAYLOAD, |call| {
+            calls.push((call.guest.name.to_string(), call.hook.name(), call.elapsed.as_secs_f64() * 1e3))
+        })
+        .await;
+    let result = shaped.map_err(relay::Failure::Plugin).and_then(|shaped| {
+        let outbound = relay::relayed_copy(&message, &relayed, &shaped.tail, shaped.payload, MAX_PAYLOAD)?;
+        let delivery = Delivery::new(&message, shaped.body.clone(), shaped.headers, outbound.clone(), &Metrics::default());
+        let headers = delivery.headers().iter().map(|(name, value)| (name.to_string(), Bytes::copy_from_slice(value.as_bytes()))).collect();
+        Ok((headers, shaped.body, outbound))
+    });
+    let output = std::mem::take(&mut *output.lock().unwrap_or_else(PoisonError::into_inner));
+    let report = Report { result, output, calls };
+    if matches.get_flag("json") {
+        report.print_json()
+    } else {
+        report.print()
+    }
+    Ok(match report.result {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(relay::Failure::Plugin(Stopped { why: Why::Rejected(_), .. })) => ExitCode::from(REJECTED),
+        Err(_) => ExitCode::FAILURE,
+    })
+}
+
+impl Report {
+    #[allow(clippy::print_stdout, reason = "this is what the command is for")]
+    fn print(&self) {
+        match &self.result {
+            Err(failure) => println!("not relayed: {failure}"),
+            Ok((headers, body, relayed)) => {
+                println!("webhook");
+                for (name, value) in headers {
+                    println!("  {name}: {}", String::from_utf8_lossy(value));
+                }
+                println!("\n{}\n\nrelayed as {}", indented(body), relayed.subject);
+                for (name, value) in relayed.headers.iter().flat_map(|(name, values)| values.iter().map(move |value| (name, value))) {
+                    println!("  {name}: {}", value.as_str());
+                }
+                println!("\n{}", indented(&relayed.payload));
+            }
+        }
+        if !self.output.is_empty() {
+            println!("\noutput");
+        }
+        for (plugin, stream, line) in &self.output {
+            println!("  {plugin} {}: {line}", stream.name());
+        }
+        println!("\ncalls");
+        for (plugin, hook, elapsed) in &self.calls {
+            println!("  {plugin} {hook}: {elapsed:.3} ms");
+        }
+    }
+
+    #[allow(clippy::print_stdout, reason = "this is what the command is for")]
+    fn print_json(&self) {
+        let output: Vec<_> =
+            self.output.iter().map(|(plugin, stream, line)| json!({"plugin": plugin, "stream": stream.name(), "line": line})).collect();
+        let calls: Vec<_> =
+            self.calls.iter().map(|(plugin, hook, elapsed)| json!({"plugin": plugin, "hook": hook, "ms": elapsed})).collect();
+        let mut report = match &self.result {
+            Ok((headers, body, relayed)) => {
+                let headers = headers.iter().map(|(name, value)| (name.as_str(), String::from_utf8_lossy(value).into_owned()));
+                let relayed_headers = relayed.headers.iter().flat_map(|(name, values)| {
+                    let name: &str = name.as_ref();
+                    values.iter().map(move |value| (name, value.as_str().to_owned()))
+                });
+                let mut webhook = json!({"headers": pairs(headers)});
+                insert_payload(&mut webhook, "body", body);
+                let mut copy = json!({"subject": relayed.subject.as_str(), "headers": pairs(relayed_headers)});
+                insert_payload(&mut copy, "payload", &relayed.payload);
+                json!({"result": "relayed", "webhook": webhook, "relayed": copy})
+            }
+            Err(failure) => {
+                let rejected = matches!(failure, relay::Failure::Plugin(Stopped { why: Why::Rejected(_), .. }));
+                json!({"result": if rejected { "rejected" } else { "failed" }, "error": failure.to_string()})
+            }
+        };
+        if let Some(report) = report.as_object_mut() {
+            report.insert("output".to_owned(), output.into());
+            report.insert("calls".to_owned(), calls.into());
+        }
+        println!("{report:#}");
+    }
+}
+
+/// Names with a list of values each.
+fn pairs<'a>(headers: impl Iterator<Item = (&'a str, String)>) -> Value {
+    let mut map = Map::new();
+    for (name, value) in headers {
+        let values = map.entry(name).or_insert_with(|| Value::Array(Vec::new()));
+        if let Value::Array(values) = values {
+            values.push(Value::String(value));
+        }
+    }
+    Value::Object(map)
+}
+
+/// Text as it is, and any other bytes in base64 under `<name>_base64`.
+fn insert_payload(object: &mut Value, name: &str, bytes: &[u8]) {
+    let Some(object) = object.as_object_mut() else { return };
+    match std::str::from_utf8(bytes) {
+        Ok(text) => object.insert(name.to_owned(), text.into()),
+        Err(_) => object.insert(format!("{name}_base64"), base64::prelude::BASE64_STANDARD.encode(bytes).into()),
+    };
+}
+
+/// Bytes for a person.
+fn indented(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        _ if bytes.is_empty() => "  (nothing)".to_owned(),
+        Ok(text) => text.lines().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n"),
+        Err(_) => format!("  ({} bytes that are not text)", bytes.len()),
+    }
+}

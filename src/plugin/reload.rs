@@ -1,0 +1,57 @@
+//! New versions of plugins in a running relay.
+//!
+//! The new chain is complete before it takes the place of the old one, or does not. Messages
+//! that have begun finish on the chain they began with, which is freed after the last of them.
+
+use super::{Chain, Plugins, files, output};
+use crate::metrics::{Reload, ReloadLabels};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+use tracing::{error, info};
+
+/// How often the files are looked at with `PLUGIN_WATCH`.
+const WATCH: Duration = Duration::from_millis(500);
+
+impl Plugins {
+    /// Loads all plugins again; where one is bad, all stay as they are.
+    pub async fn reload(&self) {
+        let result = match Chain::load(&self.config, &self.host, output::log).await {
+            Ok(chain) => {
+                *self.chain.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(chain);
+                info!(plugins = self.describe().join(", "), "plugins reloaded");
+                Reload::loaded
+            }
+            Err(error) => {
+                error!(error = format!("{error:#}"), "plugins not reloaded, the old ones stay");
+                Reload::refused
+            }
+        };
+        self.metrics.reloads.get_or_create(&ReloadLabels { result }).inc();
+    }
+
+    /// Returns when the plugins' files have changed and rest since. Never without `PLUGIN_WATCH`.
+    ///
+    /// The files are looked at from time to time: that works on every file system and in every
+    /// container, and a file that is still being written is not read.
+    pub async fn changed(&self) {
+        if !self.config.watch {
+            return std::future::pending().await;
+        }
+        let known = self.seen();
+        let mut before = None;
+        loop {
+            tokio::time::sleep(WATCH).await;
+            // Nothing while a file is missing, as between the two steps of some builds.
+            let now = files::find(&self.config.paths).ok();
+            if now.is_some() && now == before && now != known {
+                *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = now;
+                return;
+            }
+            before = now;
+        }
+    }
+
+    fn seen(&self) -> Option<Vec<files::File>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
