@@ -16,6 +16,7 @@ use crate::{intake, log};
 use anyhow::bail;
 use clap::Command;
 use std::ffi::OsString;
+use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -191,11 +192,19 @@ async fn check(config: &Config) -> anyhow::Result<()> {
 
 /// Loads plugins again on SIGHUP and, with `PLUGIN_WATCH`, when their files have changed.
 async fn reload(plugins: Arc<Plugins>, mut hangup: Signal) {
+    let at_terminal = std::io::stderr().is_terminal();
     loop {
         tokio::select! {
-            _ = hangup.recv() => plugins.reload().await,
-            () = plugins.changed() => plugins.reload().await,
+            _ = hangup.recv() => {
+                // What the signal meant first: the terminal was closed.
+                if at_terminal && !std::io::stderr().is_terminal() {
+                    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM);
+                    return;
+                }
+            }
+            () = plugins.changed() => {}
         }
+        plugins.reload().await;
     }
 }
 

@@ -105,6 +105,15 @@ where
                 write!(out, "{} {relayed} {}", paint("36", "  ==>"), paint("2", &id))?;
                 fields.take("subject");
             }
+            "rejected" => {
+                let (plugin, reason, id) = (fields.take("plugin"), fields.take("reason"), fields.take("id"));
+                write!(out, "{} {} by {plugin}: {reason} {}", paint("36", "  --|"), paint("33", "rejected"), paint("2", &id))?;
+                fields.take("hook");
+            }
+            "plugin says" => {
+                let (plugin, line) = (fields.take("plugin"), fields.take("line"));
+                write!(out, "      {} {line}", paint("35", &format!("{plugin}:")))?;
+            }
             message => {
                 let (code, level) = match *event.metadata().level() {
                     Level::ERROR => ("1;31", "ERROR "),

@@ -195,8 +195,7 @@ impl Chain {
                 hide: Hide::new(settings.iter().filter(|(_, setting)| setting.secret).map(|(_, setting)| setting.value.clone())),
                 sink: sink(file.name.as_str().into()),
             };
-            let loaded = async { Guest::load(&file.name, std::fs::read(&file.path)?, setup, host).await };
-            match loaded.await {
+            match Guest::load(file, setup, host).await {
                 Ok(guest) => guests.push(guest),
                 Err(error) => mistakes.push(format!("plugin {}: {error:#}", file.path.display())),
             }

@@ -12,8 +12,9 @@ pub struct File {
     pub name: String,
     /// Where it is.
     pub path: PathBuf,
+    /// Its size.
+    pub bytes: u64,
     modified: Option<SystemTime>,
-    bytes: u64,
 }
 
 /// The plugins of `PLUGINS`, in order: files as they are named, those of a folder by name.
@@ -64,11 +65,14 @@ pub fn folded(name: &str) -> String {
     name.chars().map(|c| if c.is_alphanumeric() { c.to_ascii_uppercase() } else { '_' }).collect()
 }
 
-/// The settings of each of the plugins `names`, as key and setting, and those of none of them.
+/// A plugin's settings, each with its key.
+pub type Keyed<'a> = Vec<(&'a str, &'a Setting)>;
+
+/// The settings of each of the plugins `names`, and those of none of them.
 ///
 /// `PLUGIN_A_B_C` belongs to the plugin `a-b` as `C` when there is one, and to `a` as `B_C` otherwise.
 #[must_use]
-pub fn assign<'a>(settings: &'a [Setting], names: &[&str]) -> (Vec<Vec<(&'a str, &'a Setting)>>, Vec<&'a Setting>) {
+pub fn assign<'a>(settings: &'a [Setting], names: &[&str]) -> (Vec<Keyed<'a>>, Vec<&'a Setting>) {
     let mut assigned = vec![Vec::new(); names.len()];
     let mut left = Vec::new();
     for setting in settings {

@@ -1,11 +1,13 @@
 //! One plugin: a compiled component, its hooks, and the instances that wait to be called.
 
+use super::files::File;
 use super::hook::{Exports, Hook, HookError, Input, Output, PACKAGE, VERSION};
 use super::host::Host;
 use super::instance::{Live, State, prepare};
 use super::output::{Hide, Lines, Sink, Stream, cut};
 use super::{Kind, Why};
 use anyhow::{Context, anyhow, bail};
+use bytesize::ByteSize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -50,9 +52,8 @@ impl Guest {
     ///
     /// # Errors
     /// What is wrong with the component, and what was expected.
-    pub async fn load(name: &str, binary: Vec<u8>, setup: Setup, host: &Arc<Host>) -> anyhow::Result<Arc<Self>> {
-        check_layer(&binary)?;
-        let component = compile(name, binary, host).await?;
+    pub async fn load(file: &File, setup: Setup, host: &Arc<Host>) -> anyhow::Result<Arc<Self>> {
+        let component = compile(file, host).await?;
         let pre = host.linker.instantiate_pre(&component).map_err(explain_import)?;
         let exports = Exports::find(&pre)?;
         let hooks = exports.hooks();
@@ -61,10 +62,10 @@ impl Guest {
         }
         let unknown = foreign_hooks(&component);
         if !unknown.is_empty() {
-            warn!(plugin = name, exports = unknown.join(", "), "exports hooks that this version does not call");
+            warn!(plugin = file.name, exports = unknown.join(", "), "exports hooks that this version does not call");
         }
         let guest = Arc::new(Self {
-            name: name.into(),
+            name: file.name.as_str().into(),
             hooks,
             pre,
             exports,
@@ -173,7 +174,7 @@ impl Guest {
 fn why(error: &wasmtime::Error, memory_exceeded: bool, guest: &Guest) -> Why {
     let cause = guest.text(&error.root_cause().to_string());
     if memory_exceeded {
-        let limit = bytesize::ByteSize::b(guest.host.memory as u64).display().iec();
+        let limit = ByteSize::b(guest.host.memory as u64).display().iec();
         Why::Failed(Kind::memory, format!("needed more than {limit} of memory (PLUGIN_MEMORY): {cause}"))
     } else if let Some(I32Exit(code)) = error.downcast_ref() {
         Why::Failed(Kind::trap, format!("ended itself with exit code {code}"))
@@ -187,17 +188,19 @@ fn why(error: &wasmtime::Error, memory_exceeded: bool, guest: &Guest) -> Why {
 }
 
 /// Compiles in another thread; what was compiled before comes from the cache.
-async fn compile(name: &str, binary: Vec<u8>, host: &Host) -> anyhow::Result<Component> {
-    let (engine, bytes) = (host.engine.clone(), binary.len() as u64);
-    let mut compiling = tokio::task::spawn_blocking(move || Component::from_binary(&engine, &binary));
-    let compiled = match tokio::time::timeout(LONG, &mut compiling).await {
-        Ok(compiled) => compiled,
-        Err(_) => {
-            info!(plugin = name, size = %bytesize::ByteSize::b(bytes).display().iec(), "compiling a plugin (once, unless PLUGIN_CACHE is off)");
-            compiling.await
-        }
-    };
-    compiled.context("the compiler has failed")?.map_err(|error| anyhow!("it is not a valid component: {error:#}"))
+async fn compile(file: &File, host: &Host) -> anyhow::Result<Component> {
+    let (path, engine) = (file.path.clone(), host.engine.clone());
+    let mut compiling = tokio::task::spawn_blocking(move || {
+        let binary = std::fs::read(path)?;
+        check_layer(&binary)?;
+        Component::from_binary(&engine, &binary).map_err(|error| anyhow!("it is not a valid component: {error:#}"))
+    });
+    if let Ok(compiled) = tokio::time::timeout(LONG, &mut compiling).await {
+        return compiled.context("the compiler has failed")?;
+    }
+    let size = ByteSize::b(file.bytes).display().iec();
+    info!(plugin = file.name, %size, "compiling a plugin; its code is kept for the next start, unless PLUGIN_CACHE is off");
+    compiling.await.context("the compiler has failed")?
 }
 
 /// Tells components from what else people have at hand (the preamble of the binary format).

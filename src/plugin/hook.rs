@@ -142,7 +142,7 @@ impl Exports {
 }
 
 fn find<I>(pre: &InstancePre<State>, hook: Hook, new: impl Fn(&InstancePre<State>) -> wasmtime::Result<I>) -> wasmtime::Result<Option<I>> {
-    pre.component().get_export_index(None, &hook.interface()).map(|_| new(pre)).transpose()
+    pre.component().get_export_index(None, hook.interface()).map(|_| new(pre)).transpose()
 }
 
 /// The hooks of one instance.

@@ -208,8 +208,8 @@ mod tests {
             stream.clone().write(Bytes::copy_from_slice(bytes)).unwrap();
         }
         stream.end();
-        let lines = seen.lock().unwrap().clone();
-        lines
+        drop(stream);
+        Arc::into_inner(seen).unwrap().into_inner().unwrap()
     }
 
     #[test]

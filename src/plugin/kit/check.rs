@@ -18,20 +18,15 @@ pub async fn check(config: Plugins) -> anyhow::Result<ExitCode> {
     let mut code = ExitCode::SUCCESS;
     for file in files::find(&config.paths)? {
         let began = Instant::now();
-        let loaded = async {
-            let setup = Setup { config: Vec::new(), hide: Hide::default(), sink: Arc::new(|_, _| {}) };
-            let binary = std::fs::read(&file.path)?;
-            let size = binary.len() as u64;
-            anyhow::Ok((Guest::load(&file.name, binary, setup, &host).await?, size))
-        };
-        match loaded.await {
-            Ok((guest, size)) => {
+        let setup = Setup { config: Vec::new(), hide: Hide::default(), sink: Arc::new(|_, _| {}) };
+        match Guest::load(&file, setup, &host).await {
+            Ok(guest) => {
                 let imports = guest.imports();
                 println!("{}", file.path.display());
                 println!("  name      {} (configured by PLUGIN_{}_<KEY>)", guest.name, files::folded(&guest.name));
                 println!("  hooks     {}", guest.hook_names());
                 println!("  imports   {}", if imports.is_empty() { "nothing".to_owned() } else { imports.join("\n            ") });
-                println!("  size      {}", ByteSize::b(size).display().iec());
+                println!("  size      {}", ByteSize::b(file.bytes).display().iec());
                 println!("  compiled  and instantiated in {} ms", began.elapsed().as_millis());
                 println!("  memory    {} when instantiated", ByteSize::b(guest.idle_memory()).display().iec());
                 let memory = ByteSize::b(config.memory as u64).display().iec();

@@ -5,7 +5,7 @@ use crate::environment::Environment;
 use crate::message::{Id, Message, Outbound};
 use crate::metrics::Metrics;
 use crate::plugin::host::Host;
-use crate::plugin::output::Stream;
+use crate::plugin::output::{Sink, Stream};
 use crate::plugin::{Chain, Stopped, Why};
 use crate::relay;
 use crate::subject::Prefix;
@@ -25,9 +25,16 @@ const MAX_PAYLOAD: usize = 1024 * 1024;
 /// The exit code when a plugin rejected the message.
 const REJECTED: u8 = 2;
 
+/// What would be sent and republished.
+struct Relayed {
+    headers: reqwest::header::HeaderMap,
+    body: Bytes,
+    copy: Outbound,
+}
+
 /// What came of the message.
 struct Report {
-    result: Result<(Vec<(String, Bytes)>, Bytes, Outbound), relay::Failure>,
+    result: Result<Relayed, relay::Failure>,
     /// Plugin, stream, line.
     output: Vec<(String, Stream, String)>,
     /// Plugin, hook, milliseconds.
@@ -68,7 +75,7 @@ pub async fn run(config: Plugins, environment: &Environment, matches: &ArgMatche
     let host = Arc::new(Host::new(&config)?);
     let collect = |name: Arc<str>| {
         let output = output.clone();
-        let sink: super::super::output::Sink = Arc::new(move |stream, line: &str| {
+        let sink: Sink = Arc::new(move |stream, line: &str| {
             output.lock().unwrap_or_else(PoisonError::into_inner).push((name.to_string(), stream, line.to_owned()));
         });
         sink
@@ -83,8 +90,7 @@ pub async fn run(config: Plugins, environment: &Environment, matches: &ArgMatche
     let result = shaped.map_err(relay::Failure::Plugin).and_then(|shaped| {
         let outbound = relay::relayed_copy(&message, &relayed, &shaped.tail, shaped.payload, MAX_PAYLOAD)?;
         let delivery = Delivery::new(&message, shaped.body.clone(), shaped.headers, outbound.clone(), &Metrics::default());
-        let headers = delivery.headers().iter().map(|(name, value)| (name.to_string(), Bytes::copy_from_slice(value.as_bytes()))).collect();
-        Ok((headers, shaped.body, outbound))
+        Ok(Relayed { headers: delivery.headers(), body: shaped.body, copy: outbound })
     });
     let output = std::mem::take(&mut *output.lock().unwrap_or_else(PoisonError::into_inner));
     let report = Report { result, output, calls };
@@ -105,16 +111,16 @@ impl Report {
     fn print(&self) {
         match &self.result {
             Err(failure) => println!("not relayed: {failure}"),
-            Ok((headers, body, relayed)) => {
+            Ok(Relayed { headers, body, copy }) => {
                 println!("webhook");
                 for (name, value) in headers {
-                    println!("  {name}: {}", String::from_utf8_lossy(value));
+                    println!("  {name}: {}", String::from_utf8_lossy(value.as_bytes()));
                 }
-                println!("\n{}\n\nrelayed as {}", indented(body), relayed.subject);
-                for (name, value) in relayed.headers.iter().flat_map(|(name, values)| values.iter().map(move |value| (name, value))) {
+                println!("\n{}\n\nrelayed as {}", indented(body), copy.subject);
+                for (name, value) in copy.headers.iter().flat_map(|(name, values)| values.iter().map(move |value| (name, value))) {
                     println!("  {name}: {}", value.as_str());
                 }
-                println!("\n{}", indented(&relayed.payload));
+                println!("\n{}", indented(&copy.payload));
             }
         }
         if !self.output.is_empty() {
@@ -136,17 +142,17 @@ impl Report {
         let calls: Vec<_> =
             self.calls.iter().map(|(plugin, hook, elapsed)| json!({"plugin": plugin, "hook": hook, "ms": elapsed})).collect();
         let mut report = match &self.result {
-            Ok((headers, body, relayed)) => {
-                let headers = headers.iter().map(|(name, value)| (name.as_str(), String::from_utf8_lossy(value).into_owned()));
-                let relayed_headers = relayed.headers.iter().flat_map(|(name, values)| {
+            Ok(Relayed { headers, body, copy }) => {
+                let headers = headers.iter().map(|(name, value)| (name.as_str(), String::from_utf8_lossy(value.as_bytes()).into_owned()));
+                let copied = copy.headers.iter().flat_map(|(name, values)| {
                     let name: &str = name.as_ref();
                     values.iter().map(move |value| (name, value.as_str().to_owned()))
                 });
                 let mut webhook = json!({"headers": pairs(headers)});
                 insert_payload(&mut webhook, "body", body);
-                let mut copy = json!({"subject": relayed.subject.as_str(), "headers": pairs(relayed_headers)});
-                insert_payload(&mut copy, "payload", &relayed.payload);
-                json!({"result": "relayed", "webhook": webhook, "relayed": copy})
+                let mut relayed = json!({"subject": copy.subject.as_str(), "headers": pairs(copied)});
+                insert_payload(&mut relayed, "payload", &copy.payload);
+                json!({"result": "relayed", "webhook": webhook, "relayed": relayed})
             }
             Err(failure) => {
                 let rejected = matches!(failure, relay::Failure::Plugin(Stopped { why: Why::Rejected(_), .. }));
