@@ -16,6 +16,8 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
+mod plugins;
+
 #[path = "../tests/support/nats.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod nats;
@@ -53,6 +55,9 @@ fn main() {
         }
         _ => {
             let quick = arguments.iter().any(|argument| argument == "--quick");
+            if arguments.iter().any(|argument| argument == "--plugins") {
+                return runtime.block_on(plugins::compare(quick));
+            }
             let only = arguments.iter().position(|argument| argument == "--only").and_then(|index| arguments.get(index + 1));
             runtime.block_on(compare(quick, only.map_or("", String::as_str)));
         }
@@ -161,9 +166,13 @@ async fn bare(url: String, size: usize, messages: usize) {
 // --- (b) the relay ---------------------------------------------------------------------------
 
 async fn relay_run(after_ms: u64, size: usize, messages: usize, log: &str) -> Figures {
+    relay_with(after_ms, size, messages, log, &[]).await
+}
+
+async fn relay_with(after_ms: u64, size: usize, messages: usize, log: &str, environment: &[(&str, String)]) -> Figures {
     let nats = nats::NatsServer::start();
     let (_endpoint, url) = start_endpoint(after_ms);
-    let relay = Relay::start(&nats.url(), &url, log);
+    let relay = Relay::start(&nats.url(), &url, log, environment);
     let client = nats.client().await;
     let mut relayed = client.subscribe("relayed.cache.>").await.unwrap();
     send(&client, &mut relayed, size, IN_FLIGHT * 10).await;
@@ -191,7 +200,7 @@ async fn send(client: &Client, relayed: &mut async_nats::Subscriber, size: usize
             next += 1;
         }
         let message = within("a relayed message", relayed.next()).await.unwrap();
-        let number: usize = std::str::from_utf8(&message.payload[..10]).unwrap().parse().unwrap();
+        let number: usize = number(&message.payload);
         latencies.push(published.remove(&number).expect("relayed once").elapsed());
     }
     latencies
@@ -204,7 +213,7 @@ async fn one_at_a_time(messages: usize) {
     provide_tls();
     let http = reqwest::Client::builder().no_proxy().build().unwrap();
     let (mut from, mut to) = (client.subscribe("hand.from").await.unwrap(), client.subscribe("hand.to").await.unwrap());
-    let relay = Relay::start(&nats.url(), &url, "warn");
+    let relay = Relay::start(&nats.url(), &url, "warn", &[]);
     let mut relayed = client.subscribe("relayed.cache.>").await.unwrap();
     let (mut by_hand, mut by_relay) = (Vec::new(), Vec::new());
     for number in 0..messages + 100 {
@@ -239,9 +248,9 @@ async fn one_at_a_time(messages: usize) {
 
 async fn start_and_idle() {
     let nats = nats::NatsServer::start();
-    let mut ready: Vec<_> = (0..9).map(|_| Relay::start(&nats.url(), "http://127.0.0.1:9/", "info").ready_after).collect();
+    let mut ready: Vec<_> = (0..9).map(|_| Relay::start(&nats.url(), "http://127.0.0.1:9/", "info", &[]).ready_after).collect();
     let (p50, worst) = percentiles(&mut ready);
-    let relay = Relay::start(&nats.url(), "http://127.0.0.1:9/", "info");
+    let relay = Relay::start(&nats.url(), "http://127.0.0.1:9/", "info", &[]);
     tokio::time::sleep(Duration::from_secs(2)).await;
     println!(
         "ready (subscription active) {p50:.1} ms after start, of 9 starts at most {worst:.1} ms; idle memory {:.1} MiB",
@@ -252,7 +261,7 @@ async fn start_and_idle() {
 async fn flood(messages: usize) {
     let nats = nats::NatsServer::start();
     let (_endpoint, url) = start_endpoint(3_600_000);
-    let relay = Relay::start(&nats.url(), &url, "warn");
+    let relay = Relay::start(&nats.url(), &url, "warn", &[]);
     let client = nats.client().await;
     for number in 0..messages {
         client.publish(format!("cms.cache.article.{number}"), body(100_000, number)).await.unwrap();
@@ -285,12 +294,13 @@ struct Relay {
 }
 
 impl Relay {
-    fn start(nats: &str, destination: &str, log: &str) -> Self {
+    fn start(nats: &str, destination: &str, log: &str, environment: &[(&str, String)]) -> Self {
         let folder = TempDir::new().unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_nats-webhook-relay"));
         command.env_clear().current_dir(folder.path()).stderr(Stdio::piped()).stdin(Stdio::null());
         command.env("NATS_HOST", nats).env("WEBHOOK_DESTINATION", destination);
         command.env("NATS_SUBJECT_PREFIX", "cms.cache").env("NATS_RELAYED_SUBJECT_PREFIX", "relayed.cache");
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         command.env("RUST_LOG", format!("{log},nats_webhook_relay::command=info"));
         let start = Instant::now();
         let mut process = command.spawn().unwrap();
@@ -351,11 +361,18 @@ fn provide_tls() {
     let _ = async_nats::rustls::crypto::ring::default_provider().install_default();
 }
 
-/// A payload that begins with its number.
+/// An event of a CMS, with its number as its id.
 fn body(size: usize, number: usize) -> tokio_util::bytes::Bytes {
-    let mut body = format!("{number:010}").into_bytes();
-    body.resize(size, b'x');
+    let mut body = format!(r#"{{"id":"{number:010}","entity":"article","tenant":"acme","path":"/blog/hello","text":""#).into_bytes();
+    body.resize(size - 2, b'x');
+    body.extend(b"\"}");
     body.into()
+}
+
+/// The number of a payload, also where a plugin has written it anew.
+fn number(payload: &[u8]) -> usize {
+    let digits = payload.windows(10).find(|window| window.iter().all(u8::is_ascii_digit)).unwrap();
+    std::str::from_utf8(digits).unwrap().parse().unwrap()
 }
 
 /// p50 and p99 in milliseconds.
