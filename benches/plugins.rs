@@ -37,7 +37,7 @@ use bare::nats_webhook_relay::plugin::types;
 
 const MAX_PAYLOAD: usize = 1024 * 1024;
 
-pub async fn compare(quick: bool) {
+pub(crate) async fn compare(quick: bool) {
     let scale = if quick { 10 } else { 1 };
     let cache = tempfile::tempdir().unwrap();
     println!("{:46} {:>9} {:>12} {:>9} {:>9} {:>10}", "", "msg/s", "CPU us/msg", "p50 ms", "p99 ms", "peak MiB");
