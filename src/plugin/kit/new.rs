@@ -1,13 +1,17 @@
 //! `plugin new`: a project that builds with one command.
 
+use crate::plugin::files::folded;
 use anyhow::{Context, ensure};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::ExitCode;
 
 /// What there are templates for.
 pub const LANGUAGES: [&str; 3] = ["rust", "js", "python"];
 
-/// A file of a project: where it goes, and its text with `{{name}}` for the plugin's name.
+/// A file of a project: where it goes, and its text with `{{name}}` for the plugin's name, `{{NAME}}` for
+/// the name as it is in variables, and `{{file}}` for the name as it is in Rust's files.
 type Template = (&'static str, &'static str);
 
 /// The interface, which every project has a copy of.
@@ -16,9 +20,35 @@ const WIT: [Template; 2] = [
     ("wit/deps/wasi-config/store.wit", include_str!("../../../wit/deps/wasi-config/store.wit")),
 ];
 
-const RUST: &[Template] = &[];
-const JS: &[Template] = &[];
-const PYTHON: &[Template] = &[];
+const RUST: &[Template] = &[
+    ("Cargo.toml", include_str!("../templates/rust/Cargo.toml.template")),
+    ("README.md", include_str!("../templates/rust/README.md")),
+    ("event.json", include_str!("../templates/rust/event.json")),
+    (".gitignore", include_str!("../templates/rust/gitignore")),
+    ("src/lib.rs", include_str!("../templates/rust/src/lib.rs")),
+    ("wit/world.wit", include_str!("../templates/rust/wit/world.wit")),
+];
+const JS: &[Template] = &[
+    ("README.md", include_str!("../templates/js/README.md")),
+    ("event.json", include_str!("../templates/js/event.json")),
+    (".gitignore", include_str!("../templates/js/gitignore")),
+    ("package.json", include_str!("../templates/js/package.json")),
+    ("path.js", include_str!("../templates/js/path.js")),
+    ("path.test.js", include_str!("../templates/js/path.test.js")),
+    ("plugin.js", include_str!("../templates/js/plugin.js")),
+    ("wit/world.wit", include_str!("../templates/js/wit/world.wit")),
+];
+const PYTHON: &[Template] = &[
+    ("README.md", include_str!("../templates/python/README.md")),
+    ("app.py", include_str!("../templates/python/app.py")),
+    ("build", include_str!("../templates/python/build")),
+    ("event.json", include_str!("../templates/python/event.json")),
+    (".gitignore", include_str!("../templates/python/gitignore")),
+    ("path.py", include_str!("../templates/python/path.py")),
+    ("requirements.txt", include_str!("../templates/python/requirements.txt")),
+    ("test_path.py", include_str!("../templates/python/test_path.py")),
+    ("wit/world.wit", include_str!("../templates/python/wit/world.wit")),
+];
 
 /// Writes a project into the folder `name` of `parent`.
 ///
@@ -45,7 +75,11 @@ pub fn new(language: &str, name: &str, parent: &Path) -> anyhow::Result<ExitCode
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent).with_context(context)?;
         }
-        std::fs::write(&path, text.replace("{{name}}", name)).with_context(context)?;
+        let text = text.replace("{{name}}", name).replace("{{NAME}}", &folded(name)).replace("{{file}}", &name.replace('-', "_"));
+        std::fs::write(&path, text).with_context(context)?;
+        if path.file_name().is_some_and(|name| name == "build") {
+            std::fs::set_permissions(&path, Permissions::from_mode(0o755)).with_context(context)?;
+        }
     }
     println!("wrote {}; how to build, test and run it: {}", folder.display(), folder.join("README.md").display());
     Ok(ExitCode::SUCCESS)

@@ -18,7 +18,7 @@ export!(Plugin);
 /// The body of the webhook call.
 impl hooks::webhook_payload::Guest for Plugin {
     fn transform(message: Message) -> Result<Vec<u8>, HookError> {
-        // The relay's variable PLUGIN_<NAME>_BASE, where NAME is the .wasm file's name without .wasm.
+        // The relay's variable PLUGIN_{{NAME}}_BASE.
         let base = store::get("BASE").ok().flatten().unwrap_or_default();
         // `Failed` is an error and goes to the failed subject. `Reject` drops the message as decided.
         with_path(&message.payload, &message.tail, &base).map_err(HookError::Failed)
