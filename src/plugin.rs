@@ -200,7 +200,7 @@ impl Chain {
                 Err(error) => mistakes.push(format!("plugin {}: {error:#}", file.path.display())),
             }
         }
-        anyhow::ensure!(mistakes.is_empty(), "{}", mistakes.join("\n"));
+        anyhow::ensure!(mistakes.is_empty(), "{}", mistakes.join("; "));
         Ok(Self(guests))
     }
 

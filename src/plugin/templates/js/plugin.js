@@ -12,7 +12,7 @@ let base;
 /** The body of the webhook call. */
 export const webhookPayload = {
   transform(message) {
-    // The relay's variable PLUGIN_<NAME>_BASE, where NAME is the .wasm file's name without .wasm.
+    // The relay's variable PLUGIN_{{NAME}}_BASE.
     base ??= get("BASE") ?? "";
     return withPath(message.payload, message.tail, base);
   },

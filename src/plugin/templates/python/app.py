@@ -17,7 +17,7 @@ from path import with_path
 # Settings do not change, so they are read once. Not at the top level: it runs when the plugin is built.
 @cache
 def base() -> str:
-    # The relay's variable PLUGIN_<NAME>_BASE, where NAME is the .wasm file's name without .wasm.
+    # The relay's variable PLUGIN_{{NAME}}_BASE.
     return store.get("BASE") or ""
 
 
