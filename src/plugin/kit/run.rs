@@ -15,7 +15,7 @@ use async_nats::HeaderMap;
 use base64::Engine as _;
 use clap::ArgMatches;
 use serde_json::{Map, Value, json};
-use std::io::{IsTerminal, Read};
+use std::io::{IsTerminal, Read, Write};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio_util::bytes::Bytes;
@@ -94,11 +94,9 @@ pub async fn run(config: Plugins, environment: &Environment, matches: &ArgMatche
     });
     let output = std::mem::take(&mut *output.lock().unwrap_or_else(PoisonError::into_inner));
     let report = Report { result, output, calls };
-    if matches.get_flag("json") {
-        report.print_json()
-    } else {
-        report.print()
-    }
+    let text = if matches.get_flag("json") { format!("{:#}\n", report.json()) } else { report.text() };
+    // Whoever reads it may have seen enough, as `head` has.
+    let _ = std::io::stdout().write_all(text.as_bytes());
     Ok(match report.result {
         Ok(_) => ExitCode::SUCCESS,
         Err(relay::Failure::Plugin(Stopped { why: Why::Rejected(_), .. })) => ExitCode::from(REJECTED),
@@ -107,36 +105,32 @@ pub async fn run(config: Plugins, environment: &Environment, matches: &ArgMatche
 }
 
 impl Report {
-    #[allow(clippy::print_stdout, reason = "this is what the command is for")]
-    fn print(&self) {
+    /// For a person.
+    fn text(&self) -> String {
+        let mut lines = Vec::new();
         match &self.result {
-            Err(failure) => println!("not relayed: {failure}"),
+            Err(failure) => lines.push(format!("not relayed: {failure}")),
             Ok(Relayed { headers, body, copy }) => {
-                println!("webhook");
-                for (name, value) in headers {
-                    println!("  {name}: {}", String::from_utf8_lossy(value.as_bytes()));
+                lines.push("webhook".to_owned());
+                lines.extend(headers.iter().map(|(name, value)| format!("  {name}: {}", String::from_utf8_lossy(value.as_bytes()))));
+                lines.push(format!("\n{}\n\nrelayed as {}", indented(body), copy.subject));
+                for (name, values) in copy.headers.iter() {
+                    lines.extend(values.iter().map(|value| format!("  {name}: {}", value.as_str())));
                 }
-                println!("\n{}\n\nrelayed as {}", indented(body), copy.subject);
-                for (name, value) in copy.headers.iter().flat_map(|(name, values)| values.iter().map(move |value| (name, value))) {
-                    println!("  {name}: {}", value.as_str());
-                }
-                println!("\n{}", indented(&copy.payload));
+                lines.push(format!("\n{}", indented(&copy.payload)));
             }
         }
         if !self.output.is_empty() {
-            println!("\noutput");
+            lines.push("\noutput".to_owned());
         }
-        for (plugin, stream, line) in &self.output {
-            println!("  {plugin} {}: {line}", stream.name());
-        }
-        println!("\ncalls");
-        for (plugin, hook, elapsed) in &self.calls {
-            println!("  {plugin} {hook}: {elapsed:.3} ms");
-        }
+        lines.extend(self.output.iter().map(|(plugin, stream, line)| format!("  {plugin} {}: {line}", stream.name())));
+        lines.push("\ncalls".to_owned());
+        lines.extend(self.calls.iter().map(|(plugin, hook, elapsed)| format!("  {plugin} {hook}: {elapsed:.3} ms")));
+        lines.join("\n") + "\n"
     }
 
-    #[allow(clippy::print_stdout, reason = "this is what the command is for")]
-    fn print_json(&self) {
+    /// For a program.
+    fn json(&self) -> Value {
         let output: Vec<_> =
             self.output.iter().map(|(plugin, stream, line)| json!({"plugin": plugin, "stream": stream.name(), "line": line})).collect();
         let calls: Vec<_> =
@@ -163,7 +157,7 @@ impl Report {
             report.insert("output".to_owned(), output.into());
             report.insert("calls".to_owned(), calls.into());
         }
-        println!("{report:#}");
+        report
     }
 }
 
