@@ -22,6 +22,13 @@ impl Setup {
         Self::on(NatsServer::start(), destination, variables).await
     }
 
+    /// Relays through these plugins (a value of `PLUGINS`), without a cache of compiled code.
+    pub async fn with_plugins(destination: &str, plugins: &str, variables: &[(&str, &str)]) -> Self {
+        let mut all = vec![("PLUGINS", plugins), ("PLUGIN_CACHE", "off"), ("HTTP_LISTEN", "127.0.0.1:0")];
+        all.extend_from_slice(variables);
+        Self::start(destination, &all).await
+    }
+
     pub async fn on(nats: NatsServer, destination: &str, variables: &[(&str, &str)]) -> Self {
         let client = nats.client().await;
         let failed = client.subscribe("failed.>").await.unwrap();
