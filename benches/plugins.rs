@@ -132,31 +132,40 @@ async fn call(name: &str, calls: usize, folder: &Path) {
         }],
     };
     let plugins = Plugins::load(&plugins, &Metrics::default()).await.unwrap().unwrap();
-    let mut bare = Bare::new(&plugin(name));
-    let (mut relays, mut bares) = (Vec::new(), Vec::new());
+    let mut bare = Bare::new(&plugin(name), false);
+    let mut stoppable = Bare::new(&plugin(name), true);
+    let (mut relays, mut bares, mut stoppables) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..=ROUNDS {
         let start = Instant::now();
         for _ in 0..calls {
             black_box(plugins.shape(&message, "article.42", MAX_PAYLOAD).await.unwrap());
         }
         let relay = start.elapsed();
-        let start = Instant::now();
-        for _ in 0..calls {
-            bare.call(&message);
-        }
+        let [bare, stoppable] = [&mut bare, &mut stoppable].map(|bare| {
+            let start = Instant::now();
+            for _ in 0..calls {
+                bare.call(&message);
+            }
+            start.elapsed()
+        });
         // The first round warms up.
         if round > 0 {
             relays.push(relay);
-            bares.push(start.elapsed());
+            bares.push(bare);
+            stoppables.push(stoppable);
         }
     }
     let us = |times: &mut Vec<Duration>| {
         times.sort();
         times[times.len() / 2].as_secs_f64() * 1e6 / calls as f64
     };
-    let (relay, bare_us) = (us(&mut relays), us(&mut bares));
+    let (relay, bare_us, stoppable_us) = (us(&mut relays), us(&mut bares), us(&mut stoppables));
     let hooks = bare.hooks.iter().map(|hook| hook.name()).collect::<Vec<_>>().join(", ");
-    println!("{name:46} {relay:9.2} us, bare {bare_us:9.2} us: x {:.2} ({hooks})", relay / bare_us);
+    println!(
+        "{name:16} {relay:7.2} us; bare {bare_us:7.2} us: x {:.2}; bare, but with epochs so that it can be interrupted {stoppable_us:7.2} us: x {:.2} ({hooks})",
+        relay / bare_us,
+        relay / stoppable_us
+    );
 }
 
 /// A component as a program that only calls it would: no limits, no pool, one instance.
@@ -181,14 +190,18 @@ impl WasiView for State {
 }
 
 impl Bare {
-    fn new(path: &Path) -> Self {
-        let engine = Engine::new(&Config::new()).unwrap();
+    /// `stoppable`: compiled so that a call can be interrupted, which costs something in every loop and function.
+    fn new(path: &Path, stoppable: bool) -> Self {
+        let engine = Engine::new(Config::new().epoch_interruption(stoppable)).unwrap();
         let component = Component::from_file(&engine, path).unwrap();
         let mut linker = Linker::<State>::new(&engine);
         wasmtime_wasi::p2::add_to_linker_sync(&mut linker).unwrap();
         wasmtime_wasi_config::add_to_linker(&mut linker, |state: &mut State| WasiConfig::from(&state.config)).unwrap();
         let config = [("SECRET", "s")].into_iter().collect();
         let mut store = Store::new(&engine, State { wasi: WasiCtx::builder().build(), table: ResourceTable::new(), config });
+        if stoppable {
+            store.set_epoch_deadline(1);
+        }
         let pre = linker.instantiate_pre(&component).unwrap();
         let instance = pre.instantiate(&mut store).unwrap();
         let body = webhook_payload::GuestIndices::new(&pre).ok().map(|hook| hook.load(&mut store, &instance).unwrap());
