@@ -128,7 +128,7 @@ async fn call(name: &str, calls: usize, folder: &Path) {
         settings: vec![config::Setting {
             name: "DRUPAL_PATH_SECRET".to_owned(),
             value: nats_webhook_relay::secret::Secret::new("s"),
-            secret: true,
+            from_file: true,
         }],
     };
     let plugins = Plugins::load(&plugins, &Metrics::default()).await.unwrap().unwrap();
@@ -207,11 +207,8 @@ impl Bare {
         let body = webhook_payload::GuestIndices::new(&pre).ok().map(|hook| hook.load(&mut store, &instance).unwrap());
         let payload = relayed_payload::GuestIndices::new(&pre).ok().map(|hook| hook.load(&mut store, &instance).unwrap());
         let subject = relayed_subject::GuestIndices::new(&pre).ok().map(|hook| hook.load(&mut store, &instance).unwrap());
-        let found = [
-            (body.is_some(), Hook::webhook_payload),
-            (payload.is_some(), Hook::relayed_payload),
-            (subject.is_some(), Hook::relayed_subject),
-        ];
+        let found =
+            [(body.is_some(), Hook::WebhookPayload), (payload.is_some(), Hook::RelayedPayload), (subject.is_some(), Hook::RelayedSubject)];
         let hooks = found.into_iter().filter_map(|(found, hook)| found.then_some(hook)).collect();
         Self { store, body, payload, subject, hooks }
     }

@@ -7,6 +7,7 @@
 use crate::destination::Destination;
 use crate::environment::Environment;
 use crate::headers;
+use crate::plugin;
 use crate::secret::Secret;
 use crate::subject::Prefix;
 use async_nats::ServerAddr;
@@ -256,8 +257,8 @@ pub struct Setting {
     pub name: String,
     /// Its value.
     pub value: Secret,
-    /// Whether the value is kept out of what the plugin writes and says.
-    pub secret: bool,
+    /// Whether it was given as a file, as secrets are.
+    pub from_file: bool,
 }
 
 /// What is logged and how.
@@ -347,6 +348,9 @@ impl Config {
         });
         let webhook_headers = read.webhook_headers();
         let plugins = read.plugins();
+        if let Some(Err(error)) = plugins.as_ref().map(|plugins| plugin::files::find(&plugins.paths)) {
+            read.mistakes.push(format!("{error:#}"));
+        }
         let max_in_flight = read.required("MAX_IN_FLIGHT", "a number from 1 to 65536", number(1..=65_536));
         let shutdown_grace = read.required("SHUTDOWN_GRACE", DURATION, duration(0));
         let http_listen = read.optional("HTTP_LISTEN", "an address and port such as 127.0.0.1:9090 or [::]:9090", |text| text.parse().ok());
@@ -604,9 +608,7 @@ impl Reader<'_> {
                 Some(name) => self.file(variable).map(|text| (name, text)),
             };
             if let Some((short, value)) = setting {
-                // A name that says so, or the trouble of a file, marks a secret.
-                let secret = short != name || ["SECRET", "TOKEN", "PASSWORD"].iter().any(|word| short.to_uppercase().contains(word));
-                settings.push(Setting { name: short.to_owned(), value: Secret::new(value), secret });
+                settings.push(Setting { name: short.to_owned(), value: Secret::new(value), from_file: short != name });
             }
         }
         settings

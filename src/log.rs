@@ -112,7 +112,8 @@ where
             }
             "plugin says" => {
                 let (plugin, line) = (fields.take("plugin"), fields.take("line"));
-                write!(out, "      {} {line}", paint("35", &format!("{plugin}:")))?;
+                let level = if *event.metadata().level() == Level::WARN { paint("33", "WARN  ") } else { "      ".to_owned() };
+                write!(out, "{level}{} {line}", paint("35", &format!("{plugin}:")))?;
             }
             message => {
                 let (code, level) = match *event.metadata().level() {

@@ -19,7 +19,7 @@ pub use hook::Hook;
 use crate::config;
 use crate::headers;
 use crate::message::Message;
-use crate::metrics::{CallFailedLabels, CallLabels, Metrics};
+use crate::metrics::{CallFailedLabels, CallLabels, Metrics, Reload, ReloadLabels};
 use crate::subject;
 use guest::{Guest, Setup};
 use hook::{Input, Output};
@@ -108,6 +108,11 @@ pub enum Kind {
     output,
 }
 
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 5] = [Self::failed, Self::trap, Self::timeout, Self::memory, Self::output];
+}
+
 impl fmt::Display for Stopped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "plugin {}, {}: ", self.plugin, self.hook)?;
@@ -131,6 +136,7 @@ impl Plugins {
         let host = Arc::new(Host::new(config)?);
         let seen = files::find(&config.paths).ok();
         let chain = Chain::load(config, &host, output::log).await?;
+        chain.count_from_zero(metrics);
         Ok(Some(Self {
             host,
             config: config.clone(),
@@ -192,7 +198,7 @@ impl Chain {
         for (file, settings) in files.iter().zip(settings) {
             let setup = Setup {
                 config: settings.iter().map(|(key, setting)| ((*key).to_owned(), setting.value.expose().to_owned())).collect(),
-                hide: Hide::new(settings.iter().filter(|(_, setting)| setting.secret).map(|(_, setting)| setting.value.clone())),
+                hide: Hide::new(settings.iter().filter(|(key, setting)| is_secret(key, setting)).map(|(_, setting)| setting.value.clone())),
                 sink: sink(file.name.as_str().into()),
             };
             match Guest::load(file, setup, host).await {
@@ -202,6 +208,20 @@ impl Chain {
         }
         anyhow::ensure!(mistakes.is_empty(), "{}", mistakes.join("; "));
         Ok(Self(guests))
+    }
+
+    /// Shows every counter of these plugins from the start on.
+    fn count_from_zero(&self, metrics: &Metrics) {
+        for result in [Reload::loaded, Reload::refused] {
+            drop(metrics.reloads.get_or_create(&ReloadLabels { result }));
+        }
+        for (guest, hook) in self.0.iter().flat_map(|guest| guest.hooks.iter().map(move |hook| (guest, *hook))) {
+            let plugin = guest.name.to_string();
+            drop(metrics.call_seconds.0.get_or_create(&CallLabels { plugin: plugin.clone(), hook }));
+            for kind in Kind::ALL {
+                drop(metrics.calls_failed.get_or_create(&CallFailedLabels { plugin: plugin.clone(), hook, kind }));
+            }
+        }
     }
 
     /// All hooks in their order, each through all plugins that have it.
@@ -214,19 +234,25 @@ impl Chain {
                 called(&Call { guest, hook, elapsed: began.elapsed() });
                 let stopped = |why| Stopped { plugin: guest.name.clone(), hook, why };
                 let output = output.map_err(stopped)?;
-                shaped.take(hook, output, limit).map_err(|text| stopped(Why::Failed(Kind::output, text)))?;
+                shaped.take(hook, output, limit).map_err(|text| stopped(Why::Failed(Kind::output, guest.printable(&text))))?;
             }
         }
         Ok(shaped)
     }
 }
 
+/// Whether a setting is kept out of what its plugin writes and says: its key says so, or it was given as a file.
+fn is_secret(key: &str, setting: &config::Setting) -> bool {
+    let key = key.to_uppercase();
+    setting.from_file || ["SECRET", "TOKEN", "PASSWORD"].iter().any(|word| key.contains(word))
+}
+
 impl Shaped {
     /// What `hook` is to see.
     fn input(&self, hook: Hook, message: &Arc<Message>) -> Input {
         let headers = match hook {
-            Hook::webhook_payload => pairs(&message.headers),
-            Hook::webhook_headers => {
+            Hook::WebhookPayload => pairs(&message.headers),
+            Hook::WebhookHeaders => {
                 let mut pairs = pairs(&message.headers);
                 pairs.retain(|(name, _)| !self.headers.contains_key(name));
                 pairs.extend(
@@ -234,11 +260,11 @@ impl Shaped {
                 );
                 pairs
             }
-            Hook::relayed_payload | Hook::relayed_subject => pairs(&headers::to_relayed(&message.headers)),
+            Hook::RelayedPayload | Hook::RelayedSubject => pairs(&headers::to_relayed(&message.headers)),
         };
         let payload = match hook {
-            Hook::webhook_payload | Hook::webhook_headers => self.body.clone(),
-            Hook::relayed_payload | Hook::relayed_subject => self.payload.clone(),
+            Hook::WebhookPayload | Hook::WebhookHeaders => self.body.clone(),
+            Hook::RelayedPayload | Hook::RelayedSubject => self.payload.clone(),
         };
         Input { message: message.clone(), tail: self.tail.clone(), headers, payload }
     }
@@ -249,7 +275,7 @@ impl Shaped {
             Output::Payload(payload) if payload.len() > limit => {
                 return Err(format!("returned {} bytes, the server takes {limit} in one message (max_payload)", payload.len()));
             }
-            Output::Payload(payload) if hook == Hook::webhook_payload => self.body = payload.into(),
+            Output::Payload(payload) if hook == Hook::WebhookPayload => self.body = payload.into(),
             Output::Payload(payload) => self.payload = payload.into(),
             Output::Headers(headers) => {
                 let headers = legal(headers)?;

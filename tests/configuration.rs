@@ -102,11 +102,15 @@ fn every_bad_value_is_reported_in_one_go_with_its_name_and_what_is_expected() {
         ("WEBHOOK_HEADERS", "x-ok=1,hunter2", "entry 2"),
         ("MAX_IN_FLIGHT", "-1", "from 1 to 65536"),
         ("SHUTDOWN_GRACE", "soon", "30s"),
+        ("PLUGINS", "/none/here.wasm", "/none/here.wasm: No such file"),
+        ("PLUGIN_TIMEOUT", "1", "30s"),
+        ("PLUGIN_MEMORY", "lots", "64MiB"),
+        ("PLUGIN_WATCH", "yes", "true or false, not \"yes\""),
         ("HTTP_LISTEN", "9090", "127.0.0.1:9090"),
         ("LOG_FORMAT", "xml", "pretty, compact or json, not \"xml\""),
         ("RUST_LOG", "relay=loud", "error, warn, info, debug, trace"),
     ];
-    let covered: BTreeSet<_> = bad.iter().map(|(name, ..)| *name).chain(["NATS_USER"]).collect();
+    let covered: BTreeSet<_> = bad.iter().map(|(name, ..)| *name).chain(["NATS_USER", "PLUGIN_CACHE"]).collect();
     assert_eq!(covered, VARIABLES.iter().map(|variable| variable.name).collect(), "a variable that this table does not cover");
 
     let variables: Vec<_> = bad.iter().map(|(name, value, _)| (*name, *value)).collect();

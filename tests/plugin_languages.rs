@@ -240,7 +240,7 @@ async fn tenant_subject() {
 /// All languages in one chain.
 #[tokio::test]
 async fn examples_work_together() {
-    let plugins = ["feathers-event", "nextjs-tags", "tenant-subject", "cloudevents"].map(|name| build(name));
+    let plugins = ["feathers-event", "nextjs-tags", "tenant-subject", "cloudevents"].map(build);
     let plugins = std::env::join_paths(plugins).unwrap().into_string().unwrap();
     let endpoint = Endpoint::ok().await;
     let variables = [

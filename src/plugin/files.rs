@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn a_setting_belongs_to_the_plugin_with_the_longest_name_that_fits() {
         let settings: Vec<_> = ["A_B_C", "A_X", "a_b_d", "A_B", "A_", "AB_C", "C_D"]
-            .map(|name| Setting { name: name.to_owned(), value: Secret::new(name), secret: false })
+            .map(|name| Setting { name: name.to_owned(), value: Secret::new(name), from_file: false })
             .into();
         let (assigned, left) = assign(&settings, &["a", "a-b", "ü.x"]);
         let keys: Vec<Vec<_>> = assigned.iter().map(|settings| settings.iter().map(|(key, _)| *key).collect()).collect();

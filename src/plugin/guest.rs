@@ -105,8 +105,8 @@ impl Guest {
                 Ok(result) => {
                     guest.keep(live);
                     result.map_err(|error| match error {
-                        HookError::Reject(text) => Why::Rejected(guest.text(&text)),
-                        HookError::Failed(text) => Why::Failed(Kind::failed, guest.text(&text)),
+                        HookError::Reject(text) => Why::Rejected(guest.printable(&text)),
+                        HookError::Failed(text) => Why::Failed(Kind::failed, guest.printable(&text)),
                     })
                 }
                 Err(error) => Err(why(&error, live.is_exceeded(), &guest)),
@@ -164,15 +164,16 @@ impl Guest {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the plugin says of itself, fit to be shown.
-    fn text(&self, text: &str) -> String {
+    /// What comes from the plugin, fit to be shown.
+    #[must_use]
+    pub fn printable(&self, text: &str) -> String {
         cut(&self.setup.hide.apply(text))
     }
 }
 
 /// What became of a call that returned nothing.
 fn why(error: &wasmtime::Error, memory_exceeded: bool, guest: &Guest) -> Why {
-    let cause = guest.text(&error.root_cause().to_string());
+    let cause = guest.printable(&error.root_cause().to_string());
     if memory_exceeded {
         let limit = ByteSize::b(guest.host.memory as u64).display().iec();
         Why::Failed(Kind::memory, format!("needed more than {limit} of memory (PLUGIN_MEMORY): {cause}"))
@@ -193,7 +194,7 @@ async fn compile(file: &File, host: &Host) -> anyhow::Result<Component> {
     let mut compiling = tokio::task::spawn_blocking(move || {
         let binary = std::fs::read(path)?;
         check_layer(&binary)?;
-        Component::from_binary(&engine, &binary).map_err(|error| anyhow!("it is not a valid component: {error:#}"))
+        Component::from_binary(&engine, &binary).map_err(explain_compilation)
     });
     if let Ok(compiled) = tokio::time::timeout(LONG, &mut compiling).await {
         return compiled.context("the compiler has failed")?;
@@ -213,6 +214,16 @@ fn check_layer(binary: &[u8]) -> anyhow::Result<()> {
         ),
         (_, _) if binary.is_empty() => bail!("the file is empty"),
         _ => bail!("it is not WebAssembly (expected a component in binary form)"),
+    }
+}
+
+fn explain_compilation(error: wasmtime::Error) -> anyhow::Error {
+    let text = format!("{error:#}");
+    match text.contains("memory executable") {
+        true => {
+            anyhow!("this process may not make memory executable, as compiled code needs it (systemd: MemoryDenyWriteExecute=no): {text}")
+        }
+        false => anyhow!("it is not a valid component: {text}"),
     }
 }
 

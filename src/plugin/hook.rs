@@ -4,7 +4,7 @@ use super::bindings::exports::nats_webhook_relay::plugin::{relayed_payload, rela
 use super::bindings::nats_webhook_relay::plugin::types;
 use super::instance::State;
 use crate::message::Message;
-use prometheus_client::encoding::EncodeLabelValue;
+use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder};
 use std::fmt;
 use std::sync::Arc;
 use tokio_util::bytes::Bytes;
@@ -19,31 +19,30 @@ pub const PACKAGE: &str = "nats-webhook-relay:plugin";
 pub const VERSION: &str = "1.0.0";
 
 /// One of the interfaces that a plugin may export, in the order in which they are called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-#[allow(non_camel_case_types, reason = "the names are label values")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Hook {
     /// Shapes the body of the webhook call.
-    webhook_payload,
+    WebhookPayload,
     /// Sets headers of the webhook call.
-    webhook_headers,
+    WebhookHeaders,
     /// Shapes the payload that is republished.
-    relayed_payload,
+    RelayedPayload,
     /// Decides where it is republished.
-    relayed_subject,
+    RelayedSubject,
 }
 
 impl Hook {
     /// All hooks, in the order in which they are called.
-    pub const ALL: [Self; 4] = [Self::webhook_payload, Self::webhook_headers, Self::relayed_payload, Self::relayed_subject];
+    pub const ALL: [Self; 4] = [Self::WebhookPayload, Self::WebhookHeaders, Self::RelayedPayload, Self::RelayedSubject];
 
     /// The interface's name.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
-            Self::webhook_payload => "webhook-payload",
-            Self::webhook_headers => "webhook-headers",
-            Self::relayed_payload => "relayed-payload",
-            Self::relayed_subject => "relayed-subject",
+            Self::WebhookPayload => "webhook-payload",
+            Self::WebhookHeaders => "webhook-headers",
+            Self::RelayedPayload => "relayed-payload",
+            Self::RelayedSubject => "relayed-subject",
         }
     }
 
@@ -51,6 +50,12 @@ impl Hook {
     #[must_use]
     pub fn interface(self) -> String {
         format!("{PACKAGE}/{}@{VERSION}", self.name())
+    }
+}
+
+impl EncodeLabelValue for Hook {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        self.name().encode(encoder)
     }
 }
 
@@ -98,10 +103,10 @@ impl Exports {
     /// When an interface lacks its function.
     pub fn find(pre: &InstancePre<State>) -> wasmtime::Result<Self> {
         Ok(Self {
-            webhook_payload: find(pre, Hook::webhook_payload, webhook_payload::GuestIndices::new)?,
-            webhook_headers: find(pre, Hook::webhook_headers, webhook_headers::GuestIndices::new)?,
-            relayed_payload: find(pre, Hook::relayed_payload, relayed_payload::GuestIndices::new)?,
-            relayed_subject: find(pre, Hook::relayed_subject, relayed_subject::GuestIndices::new)?,
+            webhook_payload: find(pre, Hook::WebhookPayload, webhook_payload::GuestIndices::new)?,
+            webhook_headers: find(pre, Hook::WebhookHeaders, webhook_headers::GuestIndices::new)?,
+            relayed_payload: find(pre, Hook::RelayedPayload, relayed_payload::GuestIndices::new)?,
+            relayed_subject: find(pre, Hook::RelayedSubject, relayed_subject::GuestIndices::new)?,
         })
     }
 
@@ -109,10 +114,10 @@ impl Exports {
     #[must_use]
     pub fn hooks(&self) -> Vec<Hook> {
         let exported = |hook: &Hook| match hook {
-            Hook::webhook_payload => self.webhook_payload.is_some(),
-            Hook::webhook_headers => self.webhook_headers.is_some(),
-            Hook::relayed_payload => self.relayed_payload.is_some(),
-            Hook::relayed_subject => self.relayed_subject.is_some(),
+            Hook::WebhookPayload => self.webhook_payload.is_some(),
+            Hook::WebhookHeaders => self.webhook_headers.is_some(),
+            Hook::RelayedPayload => self.relayed_payload.is_some(),
+            Hook::RelayedSubject => self.relayed_subject.is_some(),
         };
         Hook::ALL.into_iter().filter(exported).collect()
     }
@@ -126,16 +131,16 @@ impl Exports {
             |hook: Hook| move |error: wasmtime::Error| error.context(format!("{hook} has another type than {PACKAGE}@{VERSION} defines"));
         let mut load = Functions::default();
         if let Some(exported) = &self.webhook_payload {
-            load.webhook_payload = Some(exported.load(&mut *store, instance).map_err(wrong(Hook::webhook_payload))?);
+            load.webhook_payload = Some(exported.load(&mut *store, instance).map_err(wrong(Hook::WebhookPayload))?);
         }
         if let Some(exported) = &self.webhook_headers {
-            load.webhook_headers = Some(exported.load(&mut *store, instance).map_err(wrong(Hook::webhook_headers))?);
+            load.webhook_headers = Some(exported.load(&mut *store, instance).map_err(wrong(Hook::WebhookHeaders))?);
         }
         if let Some(exported) = &self.relayed_payload {
-            load.relayed_payload = Some(exported.load(&mut *store, instance).map_err(wrong(Hook::relayed_payload))?);
+            load.relayed_payload = Some(exported.load(&mut *store, instance).map_err(wrong(Hook::RelayedPayload))?);
         }
         if let Some(exported) = &self.relayed_subject {
-            load.relayed_subject = Some(exported.load(&mut *store, instance).map_err(wrong(Hook::relayed_subject))?);
+            load.relayed_subject = Some(exported.load(&mut *store, instance).map_err(wrong(Hook::RelayedSubject))?);
         }
         Ok(load)
     }
@@ -170,19 +175,19 @@ impl Functions {
         };
         let absent = || wasmtime::format_err!("the component does not export {hook}");
         Ok(match hook {
-            Hook::webhook_payload => {
+            Hook::WebhookPayload => {
                 let hook = self.webhook_payload.as_ref().ok_or_else(absent)?;
                 hook.call_transform(store, message).await?.map(Output::Payload)
             }
-            Hook::webhook_headers => {
+            Hook::WebhookHeaders => {
                 let hook = self.webhook_headers.as_ref().ok_or_else(absent)?;
                 hook.call_set(store, message).await?.map(Output::Headers)
             }
-            Hook::relayed_payload => {
+            Hook::RelayedPayload => {
                 let hook = self.relayed_payload.as_ref().ok_or_else(absent)?;
                 hook.call_transform(store, message).await?.map(Output::Payload)
             }
-            Hook::relayed_subject => {
+            Hook::RelayedSubject => {
                 let hook = self.relayed_subject.as_ref().ok_or_else(absent)?;
                 hook.call_remap(store, message).await?.map(Output::Tail)
             }

@@ -6,6 +6,7 @@ pub mod run;
 
 use crate::config::{self, Mistakes};
 use crate::environment::Environment;
+use crate::log;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -67,6 +68,7 @@ pub async fn main(matches: &ArgMatches) -> ExitCode {
 }
 
 async fn execute(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
+    log::start(&config::Log { format: None, filter: "info".to_owned() });
     match matches.subcommand() {
         Some(("check", matches)) => check::check(configuration(matches)?.0).await,
         Some(("run", matches)) => {

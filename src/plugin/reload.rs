@@ -17,6 +17,7 @@ impl Plugins {
     pub async fn reload(&self) {
         let result = match Chain::load(&self.config, &self.host, output::log).await {
             Ok(chain) => {
+                chain.count_from_zero(&self.metrics);
                 *self.chain.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(chain);
                 info!(plugins = self.describe().join(", "), "plugins reloaded");
                 Reload::loaded

@@ -10,6 +10,9 @@ export function withPath(payload, tail, base) {
     // Anything else that is thrown fails the message too, and is in the relay's log.
     throw { tag: "failed", val: "the payload is not JSON" };
   }
+  if (event === null || typeof event !== "object" || Array.isArray(event)) {
+    throw { tag: "failed", val: "the payload is not a JSON object" };
+  }
   const path = `${base}/${tail.replaceAll(".", "/")}`;
   return new TextEncoder().encode(JSON.stringify({ ...event, path }));
 }

@@ -9,6 +9,8 @@ test("the path is added", () => {
   assert.equal(text(withPath(bytes('{"id":42}'), "article.42", "/de")), '{"id":42,"path":"/de/article/42"}');
 });
 
-test("what is not JSON fails", () => {
-  assert.throws(() => withPath(bytes("article"), "article.42", ""), { tag: "failed" });
+test("what is not a JSON object fails", () => {
+  for (const payload of ["article", "[42]", "null"]) {
+    assert.throws(() => withPath(bytes(payload), "article.42", ""), { tag: "failed" });
+  }
 });
