@@ -347,10 +347,14 @@ impl Config {
                 .collect::<Option<Vec<_>>>()
         });
         let webhook_headers = read.webhook_headers();
-        let plugins = read.plugins();
-        if let Some(Err(error)) = plugins.as_ref().map(|plugins| plugin::files::find(&plugins.paths)) {
+        let plugins = read.optional("PLUGINS", "paths separated by colons", |text| {
+            Some(std::env::split_paths(text).filter(|path| !path.as_os_str().is_empty()).collect::<Vec<_>>())
+        });
+        let plugins = plugins.unwrap_or_default();
+        if let Err(error) = plugin::files::find(&plugins) {
             read.mistakes.push(format!("{error:#}"));
         }
+        let plugins = read.plugins(plugins);
         let max_in_flight = read.required("MAX_IN_FLIGHT", "a number from 1 to 65536", number(1..=65_536));
         let shutdown_grace = read.required("SHUTDOWN_GRACE", DURATION, duration(0));
         let http_listen = read.optional("HTTP_LISTEN", "an address and port such as 127.0.0.1:9090 or [::]:9090", |text| text.parse().ok());
@@ -395,13 +399,13 @@ impl Config {
 }
 
 impl Plugins {
-    /// Reads only what concerns plugins.
+    /// The configuration for the plugins of `paths`.
     ///
     /// # Errors
     /// All mistakes at once.
-    pub fn from_environment(environment: &Environment) -> Result<Self, Mistakes> {
+    pub fn from_environment(environment: &Environment, paths: Vec<PathBuf>) -> Result<Self, Mistakes> {
         let mut read = Reader { environment, mistakes: Vec::new() };
-        match read.plugins() {
+        match read.plugins(paths) {
             Some(plugins) if read.mistakes.is_empty() => Ok(plugins),
             _ => Err(Mistakes(read.mistakes)),
         }
@@ -572,10 +576,7 @@ impl Reader<'_> {
         Some(Nats { servers: servers.collect(), login, queue_group })
     }
 
-    fn plugins(&mut self) -> Option<Plugins> {
-        let paths = self.optional("PLUGINS", "paths separated by colons", |text| {
-            Some(std::env::split_paths(text).filter(|path| !path.as_os_str().is_empty()).collect())
-        });
+    fn plugins(&mut self, paths: Vec<PathBuf>) -> Option<Plugins> {
         let timeout = self.required("PLUGIN_TIMEOUT", DURATION, duration(1));
         let memory = self.required("PLUGIN_MEMORY", SIZE, size);
         let watch = self.required("PLUGIN_WATCH", "true or false", |text| text.parse().ok());
@@ -583,14 +584,7 @@ impl Reader<'_> {
             Some(if text == "off" { Cache::Off } else { Cache::At(PathBuf::from(text)) })
         });
         let settings = self.plugin_settings();
-        Some(Plugins {
-            paths: paths.unwrap_or_default(),
-            timeout: timeout?,
-            memory: memory?,
-            watch: watch?,
-            cache: cache.unwrap_or(Cache::User),
-            settings,
-        })
+        Some(Plugins { paths, timeout: timeout?, memory: memory?, watch: watch?, cache: cache.unwrap_or(Cache::User), settings })
     }
 
     fn plugin_settings(&mut self) -> Vec<Setting> {

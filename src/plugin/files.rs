@@ -114,12 +114,13 @@ mod tests {
         for path in ["z.wasm", "inner/b.wasm", "inner/a.wasm", "inner/readme.md"] {
             std::fs::write(folder.path().join(path), "").unwrap();
         }
+        let empty = tempfile::tempdir().unwrap();
         let names = |paths: &[PathBuf]| -> anyhow::Result<Vec<String>> { Ok(find(paths)?.into_iter().map(|file| file.name).collect()) };
         assert_eq!(names(&[folder.path().join("z.wasm"), inner.clone()]).unwrap(), ["z", "a", "b"]);
         for (paths, expected) in [
             (vec![folder.path().join("none.wasm")], "none.wasm: No such file"),
             (vec![inner.join("a.wasm"), inner.clone()], "have the same name"),
-            (vec![tempfile::tempdir().unwrap().path().to_owned()], "No such file"),
+            (vec![empty.path().to_owned()], "the folder has no .wasm file"),
         ] {
             let error = format!("{:#}", names(&paths).unwrap_err());
             assert!(error.starts_with("PLUGINS: ") && error.contains(expected), "{error}");

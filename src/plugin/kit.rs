@@ -86,7 +86,7 @@ async fn execute(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
 /// The configuration of the environment for the plugins of the command line.
 fn configuration(matches: &ArgMatches) -> anyhow::Result<(config::Plugins, Environment)> {
     let environment = Environment::load(Path::new(".")).map_err(Mistakes::from)?;
-    let mut plugins = config::Plugins::from_environment(&environment)?;
-    plugins.paths = matches.get_many::<PathBuf>("file").into_iter().flatten().cloned().collect();
+    let paths = matches.get_many::<PathBuf>("file").into_iter().flatten().cloned().collect();
+    let plugins = config::Plugins::from_environment(&environment, paths)?;
     Ok((plugins, environment))
 }
