@@ -11,6 +11,7 @@ use crate::publisher::Publisher;
 use crate::relay::Relay;
 use crate::serve::{self, Readiness};
 use crate::source::Source;
+use crate::supervisor::{self, Phase};
 use crate::webhook::Webhook;
 use crate::{intake, log};
 use anyhow::bail;
@@ -146,6 +147,7 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     let subscribed = link.clone();
     let _ = readiness.set(Box::new(move || subscribed.is_subscribed()));
     info!(from = config.listen.wildcard(), server = link.client().await.1.server_info().version, "ready");
+    supervisor::tell(Phase::Ready);
 
     let relay = Arc::new(Relay::new(config, plugins, webhook, publisher, &link, &metrics));
     intake::run(config, source, &relay, &metrics, stop).await
@@ -204,7 +206,9 @@ async fn reload(plugins: Arc<Plugins>, mut hangup: Signal) {
             }
             () = plugins.changed() => {}
         }
+        supervisor::tell(Phase::Reloading);
         plugins.reload().await;
+        supervisor::tell(Phase::Ready);
     }
 }
 

@@ -5,6 +5,7 @@ use crate::message::Message;
 use crate::metrics::Metrics;
 use crate::relay::{Failure, Relay};
 use crate::source::Source;
+use crate::supervisor::{self, Phase};
 use anyhow::bail;
 use std::future::Future;
 use std::sync::Arc;
@@ -51,6 +52,7 @@ pub async fn run(
 
     let (messages, _) = relay.lanes.pending();
     info!(messages, grace_ms = config.shutdown_grace.as_millis() as u64, "stopping: finishing what has arrived");
+    supervisor::tell(Phase::Stopping);
     let deadline = Instant::now() + config.shutdown_grace;
     source.stop().await;
     while let Ok(Some(message)) = timeout_at(deadline, source.next()).await {

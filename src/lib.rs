@@ -26,4 +26,5 @@ pub mod secret;
 pub mod serve;
 pub mod source;
 pub mod subject;
+pub mod supervisor;
 pub mod webhook;
