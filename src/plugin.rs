@@ -20,7 +20,7 @@ use crate::config;
 use crate::headers;
 use crate::message::Message;
 use crate::metrics::{CallFailedLabels, CallLabels, Metrics, Reload, ReloadLabels};
-use crate::subject;
+use crate::subject::{self, MAX_SUBJECT_BYTES};
 use guest::{Guest, Setup};
 use hook::{Input, Output};
 use host::Host;
@@ -283,6 +283,9 @@ impl Shaped {
                     self.headers.remove(name);
                 }
                 self.headers.extend(headers);
+            }
+            Output::Tail(tail) if tail.len() > MAX_SUBJECT_BYTES => {
+                return Err(format!("returned a subject of {} bytes, at most {MAX_SUBJECT_BYTES} can be published", tail.len()));
             }
             Output::Tail(tail) => match subject::check(&tail) {
                 Ok(()) => self.tail = tail,

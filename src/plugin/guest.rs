@@ -246,8 +246,9 @@ fn exports(component: &Component) -> Vec<String> {
     component.component_type().exports(component.engine()).map(|(name, _)| name.to_owned()).collect()
 }
 
-/// Interfaces of our package that are not among the hooks we know.
+/// Interfaces of our package that this version does not call: new ones, and those of another major version.
 fn foreign_hooks(component: &Component) -> Vec<String> {
-    let known = |name: &String| Hook::ALL.iter().any(|hook| name.starts_with(&format!("{PACKAGE}/{hook}@")));
+    let (major, _) = VERSION.split_once('.').unwrap_or((VERSION, ""));
+    let known = |name: &String| Hook::ALL.iter().any(|hook| name.starts_with(&format!("{PACKAGE}/{hook}@{major}.")));
     exports(component).into_iter().filter(|name| name.starts_with(PACKAGE) && !known(name) && !name.contains("/types@")).collect()
 }

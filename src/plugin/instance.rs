@@ -146,5 +146,6 @@ impl Live {
 pub fn prepare(store: &mut Store<State>, limit: usize) {
     // The call yields when it has run for one to two ticks of the epoch, and at each tick after.
     store.set_epoch_deadline(2);
+    store.data_mut().memory.exceeded = false;
     store.set_hostcall_fuel(limit.saturating_add(64 * 1024));
 }

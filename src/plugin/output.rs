@@ -17,6 +17,8 @@ pub const MAX_LINE_BYTES: usize = 1024;
 /// The most lines of one plugin that are logged in [`WINDOW`].
 const MAX_LINES: u32 = 100;
 const WINDOW: Duration = Duration::from_secs(1);
+/// Of a secret with several lines, shorter ones are no secrets, such as brackets.
+const MIN_SECRET_LINE: usize = 8;
 /// What the stream takes at once.
 const PERMIT: usize = 64 * 1024;
 
@@ -72,6 +74,15 @@ impl Lines {
 
     fn open(&self) -> MutexGuard<'_, Open> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What an instance wrote before its time was over.
+impl Drop for Open {
+    fn drop(&mut self) {
+        if !self.line.is_empty() {
+            self.end();
+        }
     }
 }
 
@@ -149,10 +160,18 @@ impl Pollable for Lines {
 pub struct Hide(Arc<[Secret]>);
 
 impl Hide {
-    /// Hides these.
+    /// Hides these, and each line of those that have several, as keys do.
     #[must_use]
     pub fn new(secrets: impl IntoIterator<Item = Secret>) -> Self {
-        Self(secrets.into_iter().filter(|secret| !secret.expose().is_empty()).collect())
+        let texts = secrets.into_iter().flat_map(|secret| {
+            let lines = secret.expose().lines().map(str::trim).filter(|line| line.len() >= MIN_SECRET_LINE);
+            let lines: Vec<_> = lines.map(Secret::new).collect();
+            lines.into_iter().chain([secret])
+        });
+        let mut texts: Vec<_> = texts.filter(|secret| !secret.expose().is_empty()).collect();
+        // The longest first: one may begin with another.
+        texts.sort_by_key(|secret| std::cmp::Reverse(secret.expose().len()));
+        Self(texts.into())
     }
 
     fn longest(&self) -> usize {

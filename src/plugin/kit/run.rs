@@ -8,7 +8,7 @@ use crate::plugin::host::Host;
 use crate::plugin::output::{Sink, Stream};
 use crate::plugin::{Chain, Stopped, Why};
 use crate::relay;
-use crate::subject::Prefix;
+use crate::subject::{self, Prefix};
 use crate::webhook::Delivery;
 use anyhow::{Context, ensure};
 use async_nats::HeaderMap;
@@ -50,11 +50,17 @@ pub async fn run(config: Plugins, environment: &Environment, matches: &ArgMatche
     let listen = prefix("NATS_SUBJECT_PREFIX", "cms.cache")?;
     let relayed = prefix("NATS_RELAYED_SUBJECT_PREFIX", "relayed.cache")?;
     let subject = matches.get_one::<String>("subject").cloned().unwrap_or_else(|| listen.subject("article.42"));
+    subject::check(&subject).with_context(|| format!("--subject: {subject:?} is no subject"))?;
     let tail = listen.tail(&subject).with_context(|| format!("{subject:?} is not below {listen} (NATS_SUBJECT_PREFIX)"))?;
     let mut headers = HeaderMap::new();
     for header in matches.get_many::<String>("header").into_iter().flatten() {
         let (name, value) = header.split_once(':').context("--header: expected NAME:VALUE")?;
-        let name = name.trim().parse::<async_nats::HeaderName>().ok().with_context(|| format!("--header: {name:?} is not a name"))?;
+        let name = name
+            .trim()
+            .parse::<async_nats::HeaderName>()
+            .ok()
+            .filter(|_| !name.trim().is_empty())
+            .with_context(|| format!("--header: {name:?} is not a name"))?;
         ensure!(!value.contains(['\r', '\n']), "--header: the value of {name} has a line break");
         headers.append(name, value.trim());
     }
