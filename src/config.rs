@@ -351,9 +351,7 @@ impl Config {
             Some(std::env::split_paths(text).filter(|path| !path.as_os_str().is_empty()).collect::<Vec<_>>())
         });
         let plugins = plugins.unwrap_or_default();
-        if let Err(error) = plugin::files::find(&plugins) {
-            read.mistakes.push(format!("{error:#}"));
-        }
+        read.mistakes.extend(plugin::files::find(&plugins).err().into_iter().flatten());
         let plugins = read.plugins(plugins);
         let max_in_flight = read.required("MAX_IN_FLIGHT", "a number from 1 to 65536", number(1..=65_536));
         let shutdown_grace = read.required("SHUTDOWN_GRACE", DURATION, duration(0));

@@ -21,6 +21,7 @@ use crate::headers;
 use crate::message::Message;
 use crate::metrics::{CallFailedLabels, CallLabels, Metrics, Reload, ReloadLabels};
 use crate::subject::{self, MAX_SUBJECT_BYTES};
+use anyhow::anyhow;
 use guest::{Guest, Setup};
 use hook::{Input, Output};
 use host::Host;
@@ -187,7 +188,7 @@ impl Metrics {
 impl Chain {
     /// Finds, compiles and rehearses all plugins of `config`; `sink` makes the place where each one's output goes.
     async fn load(config: &config::Plugins, host: &Arc<Host>, sink: impl Fn(Arc<str>) -> Sink) -> anyhow::Result<Self> {
-        let files = files::find(&config.paths)?;
+        let files = files::find(&config.paths).map_err(|mistakes| anyhow!(mistakes.join("; ")))?;
         let names: Vec<_> = files.iter().map(|file| file.name.as_str()).collect();
         let (settings, strange) = files::assign(&config.settings, &names);
         for setting in strange {

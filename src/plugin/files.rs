@@ -20,34 +20,33 @@ pub struct File {
 /// The plugins of `PLUGINS`, in order: files as they are named, those of a folder by name.
 ///
 /// # Errors
-/// When something is not there, or two plugins could not be told apart by their variables.
-pub fn find(paths: &[PathBuf]) -> anyhow::Result<Vec<File>> {
+/// One line for each that is not there, or could not be told apart from another by its variables.
+pub fn find(paths: &[PathBuf]) -> Result<Vec<File>, Vec<String>> {
     let mut files: Vec<File> = Vec::new();
+    let mut mistakes = Vec::new();
     for path in paths {
-        let context = || format!("PLUGINS: {}", path.display());
-        let found = match path.is_dir() {
-            false => vec![path.clone()],
-            true => in_folder(path).with_context(context)?,
-        };
-        for path in found {
-            let file = file(&path).with_context(|| format!("PLUGINS: {}", path.display()))?;
-            if let Some(other) = files.iter().find(|other| folded(&other.name) == folded(&file.name)) {
-                bail!("PLUGINS: {} and {} have the same name: rename one", other.path.display(), file.path.display());
-            }
-            files.push(file);
+        let found = if path.is_dir() { in_folder(path) } else { file(path).map(|file| vec![file]) };
+        match found {
+            Ok(found) => files.extend(found),
+            Err(error) => mistakes.push(format!("PLUGINS: {}: {error:#}", path.display())),
         }
     }
-    Ok(files)
+    for (index, file) in files.iter().enumerate() {
+        if let Some(other) = files.iter().take(index).find(|other| folded(&other.name) == folded(&file.name)) {
+            mistakes.push(format!("PLUGINS: {} and {} have the same name: rename one", other.path.display(), file.path.display()));
+        }
+    }
+    if mistakes.is_empty() { Ok(files) } else { Err(mistakes) }
 }
 
-fn in_folder(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+fn in_folder(folder: &Path) -> anyhow::Result<Vec<File>> {
     let entries = std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
     let mut found: Vec<_> = entries.into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "wasm")).collect();
     if found.is_empty() {
         bail!("the folder has no .wasm file");
     }
     found.sort();
-    Ok(found)
+    found.iter().map(|path| file(path)).collect()
 }
 
 fn file(path: &Path) -> anyhow::Result<File> {
@@ -115,14 +114,14 @@ mod tests {
             std::fs::write(folder.path().join(path), "").unwrap();
         }
         let empty = tempfile::tempdir().unwrap();
-        let names = |paths: &[PathBuf]| -> anyhow::Result<Vec<String>> { Ok(find(paths)?.into_iter().map(|file| file.name).collect()) };
+        let names = |paths: &[PathBuf]| find(paths).map(|files| files.into_iter().map(|file| file.name).collect::<Vec<_>>());
         assert_eq!(names(&[folder.path().join("z.wasm"), inner.clone()]).unwrap(), ["z", "a", "b"]);
         for (paths, expected) in [
             (vec![folder.path().join("none.wasm")], "none.wasm: No such file"),
             (vec![inner.join("a.wasm"), inner.clone()], "have the same name"),
             (vec![empty.path().to_owned()], "the folder has no .wasm file"),
         ] {
-            let error = format!("{:#}", names(&paths).unwrap_err());
+            let error = names(&paths).unwrap_err().join("; ");
             assert!(error.starts_with("PLUGINS: ") && error.contains(expected), "{error}");
         }
         std::fs::write(inner.join("A.wasm"), "").unwrap();

@@ -25,6 +25,10 @@ use wasmtime_wasi_config::WasiConfig;
 /// How often a call that runs is interrupted to look at the time.
 const TICK: Duration = Duration::from_millis(1);
 
+/// The turns of one to two ticks that a call has in the relay's own thread. More than one, since a turn
+/// of a short call can also end because the machine did something else in the meantime.
+const TURNS: u32 = 4;
+
 /// The engine and what belongs to it.
 pub struct Host {
     /// Compiles and runs.
@@ -69,13 +73,16 @@ impl Host {
     /// Runs `work`, which runs WebAssembly, within the time limit; `None` when that is over.
     ///
     /// A short call, as nearly all are, runs here and now. One that does not come to its end
-    /// within two ticks goes on in a thread of its own, so that it delays nothing else. There are
+    /// within a few turns goes on in a thread of its own, so that it delays nothing else. There are
     /// as many threads as processors; waiting for one does not count as the call's time.
     pub async fn run<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Option<T> {
         let mut work = Box::pin(work);
         let ticking = self.ticker.tick();
-        if let Poll::Ready(result) = futures_util::poll!(Pin::as_mut(&mut work)) {
-            return Some(result);
+        for _ in 0..TURNS {
+            if let Poll::Ready(result) = futures_util::poll!(Pin::as_mut(&mut work)) {
+                return Some(result);
+            }
+            tokio::task::yield_now().await;
         }
         drop(ticking);
         let thread = self.threads.clone().acquire_owned().await.ok()?;

@@ -4,6 +4,7 @@ use crate::config::{Cache, Plugins};
 use crate::plugin::guest::{Guest, Setup};
 use crate::plugin::output::Hide;
 use crate::plugin::{files, host::Host};
+use anyhow::anyhow;
 use bytesize::ByteSize;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ pub async fn check(config: Plugins) -> anyhow::Result<ExitCode> {
     let config = Plugins { cache: Cache::Off, ..config };
     let host = Arc::new(Host::new(&config)?);
     let mut code = ExitCode::SUCCESS;
-    for file in files::find(&config.paths)? {
+    for file in files::find(&config.paths).map_err(|mistakes| anyhow!(mistakes.join("; ")))? {
         let began = Instant::now();
         let setup = Setup { config: Vec::new(), hide: Hide::default(), sink: Arc::new(|_, _| {}) };
         match Guest::load(&file, setup, &host).await {
