@@ -1,0 +1,54 @@
+# The relay, with its tests.
+{
+  lib,
+  nats-server,
+  rustPlatform,
+}:
+let
+  manifest = (lib.importTOML ../Cargo.toml).package;
+in
+rustPlatform.buildRustPackage {
+  pname = manifest.name;
+  inherit (manifest) version;
+
+  src = lib.fileset.toSource {
+    root = ../.;
+    fileset = lib.fileset.unions [
+      ../Cargo.lock
+      ../Cargo.toml
+      ../clippy.toml
+      ../rustfmt.toml
+      ../benches
+      ../examples
+      ../src
+      ../wit
+      # Compared with the program by its tests.
+      ../.env.example
+      ../README.md
+      # These tests build plugins in three languages, with packages of npm and PyPI that can not be had in the sandbox.
+      (lib.fileset.difference ../tests ../tests/plugin_languages.rs)
+    ];
+  };
+
+  cargoLock.lockFile = ../Cargo.lock;
+
+  # As `cargo test` does it: with link-time optimisation of every test the check would take far longer than the build.
+  checkType = "debug";
+  nativeCheckInputs = [ nats-server ];
+  preCheck = ''
+    export NATS_SERVER=${lib.getExe nats-server}
+    export HOME=$(mktemp -d)
+  '';
+  # They talk to servers on the loopback interface.
+  __darwinAllowLocalNetworking = true;
+
+  meta = {
+    inherit (manifest) description;
+    license = [
+      lib.licenses.mit
+      lib.licenses.asl20
+    ];
+    mainProgram = manifest.name;
+    platforms = lib.platforms.unix;
+  };
+}
