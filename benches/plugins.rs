@@ -6,7 +6,7 @@ use async_nats::HeaderMap;
 use nats_webhook_relay::config::{self, Cache};
 use nats_webhook_relay::message::{Id, Message};
 use nats_webhook_relay::metrics::Metrics;
-use nats_webhook_relay::plugin::{Hook, Plugins};
+use nats_webhook_relay::plugin::{Hook, Limits, Plugins};
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,8 +34,6 @@ mod bare {
 }
 use bare::exports::nats_webhook_relay::plugin::{relayed_payload, relayed_subject, webhook_payload};
 use bare::nats_webhook_relay::plugin::types;
-
-const MAX_PAYLOAD: usize = 1024 * 1024;
 
 pub(crate) async fn compare(quick: bool) {
     let scale = if quick { 10 } else { 1 };
@@ -132,13 +130,14 @@ async fn call(name: &str, calls: usize, folder: &Path) {
         }],
     };
     let plugins = Plugins::load(&plugins, &Metrics::default()).await.unwrap().unwrap();
+    let limits = Limits { payload: 1024 * 1024, tail: 1000 };
     let mut bare = Bare::new(&plugin(name), false);
     let mut stoppable = Bare::new(&plugin(name), true);
     let (mut relays, mut bares, mut stoppables) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..=ROUNDS {
         let start = Instant::now();
         for _ in 0..calls {
-            black_box(plugins.shape(&message, "article.42", MAX_PAYLOAD).await.unwrap());
+            black_box(plugins.shape(&message, "article.42", limits).await.unwrap());
         }
         let relay = start.elapsed();
         let [bare, stoppable] = [&mut bare, &mut stoppable].map(|bare| {

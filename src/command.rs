@@ -121,6 +121,8 @@ async fn run(config: &Config) -> anyhow::Result<()> {
         serve::start(address, metrics.clone(), readiness.clone()).await?;
     }
     let webhook = Webhook::new(&config.webhook, &metrics)?;
+    // From the start on, or a reload that comes early would end the relay.
+    let hangup = (!config.plugins.paths.is_empty()).then(|| signal(SignalKind::hangup())).transpose()?;
     let plugins = tokio::select! {
         plugins = Plugins::load(&config.plugins, &metrics) => plugins?.map(Arc::new),
         () = &mut stop => {
@@ -128,9 +130,9 @@ async fn run(config: &Config) -> anyhow::Result<()> {
             return Ok(());
         }
     };
-    if let Some(plugins) = &plugins {
+    if let (Some(plugins), Some(hangup)) = (&plugins, hangup) {
         info!(plugins = plugins.describe().join(", "), "plugins loaded");
-        tokio::spawn(reload(plugins.clone(), signal(SignalKind::hangup())?));
+        tokio::spawn(reload(plugins.clone(), hangup));
     }
     let connected = async {
         let link = nats::connect(&config.nats, &metrics).await?;

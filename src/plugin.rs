@@ -20,7 +20,7 @@ use crate::config;
 use crate::headers;
 use crate::message::Message;
 use crate::metrics::{CallFailedLabels, CallLabels, Metrics, Reload, ReloadLabels};
-use crate::subject::{self, MAX_SUBJECT_BYTES};
+use crate::subject::{self, MAX_SUBJECT_BYTES, Prefix};
 use anyhow::anyhow;
 use guest::{Guest, Setup};
 use hook::{Input, Output};
@@ -51,6 +51,23 @@ pub struct Plugins {
 
 /// Plugins in the order in which they are called.
 struct Chain(Vec<Arc<Guest>>);
+
+/// How much a hook may return.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of a payload: the server's `max_payload`.
+    pub payload: usize,
+    /// Bytes of a subject without its prefix.
+    pub tail: usize,
+}
+
+impl Limits {
+    /// Those of a server that takes `payload` bytes, for subjects below `relayed`.
+    #[must_use]
+    pub fn new(payload: usize, relayed: &Prefix) -> Self {
+        Self { payload, tail: MAX_SUBJECT_BYTES - relayed.subject("").len() }
+    }
+}
 
 /// What the hooks made of a message.
 #[derive(Debug)]
@@ -147,12 +164,12 @@ impl Plugins {
         }))
     }
 
-    /// Leads a message through all hooks. What they return may have up to `limit` bytes.
+    /// Leads a message through all hooks.
     ///
     /// # Errors
     /// The first hook that does not let it pass.
-    pub async fn shape(&self, message: &Arc<Message>, tail: &str, limit: usize) -> Result<Shaped, Stopped> {
-        let result = self.chain().shape(message, tail, limit, |call| self.metrics.observe_call(call)).await;
+    pub async fn shape(&self, message: &Arc<Message>, tail: &str, limits: Limits) -> Result<Shaped, Stopped> {
+        let result = self.chain().shape(message, tail, limits, |call| self.metrics.observe_call(call)).await;
         if let Err(Stopped { plugin, hook, why: Why::Failed(kind, _) }) = &result {
             let labels = CallFailedLabels { plugin: plugin.to_string(), hook: *hook, kind: *kind };
             self.metrics.calls_failed.get_or_create(&labels).inc();
@@ -226,16 +243,22 @@ impl Chain {
     }
 
     /// All hooks in their order, each through all plugins that have it.
-    async fn shape(&self, message: &Arc<Message>, tail: &str, limit: usize, mut called: impl FnMut(&Call<'_>)) -> Result<Shaped, Stopped> {
+    async fn shape(
+        &self,
+        message: &Arc<Message>,
+        tail: &str,
+        limits: Limits,
+        mut called: impl FnMut(&Call<'_>),
+    ) -> Result<Shaped, Stopped> {
         let mut shaped = Shaped::unchanged(message, tail);
         for hook in Hook::ALL {
             for guest in self.0.iter().filter(|guest| guest.hooks.contains(&hook)) {
                 let began = Instant::now();
-                let output = guest.call(hook, shaped.input(hook, message), limit).await;
+                let output = guest.call(hook, shaped.input(hook, message), limits.payload).await;
                 called(&Call { guest, hook, elapsed: began.elapsed() });
                 let stopped = |why| Stopped { plugin: guest.name.clone(), hook, why };
                 let output = output.map_err(stopped)?;
-                shaped.take(hook, output, limit).map_err(|text| stopped(Why::Failed(Kind::output, guest.printable(&text))))?;
+                shaped.take(hook, output, limits).map_err(|text| stopped(Why::Failed(Kind::output, guest.printable(&text))))?;
             }
         }
         Ok(shaped)
@@ -245,7 +268,7 @@ impl Chain {
 /// Whether a setting is kept out of what its plugin writes and says: its key says so, or it was given as a file.
 fn is_secret(key: &str, setting: &config::Setting) -> bool {
     let key = key.to_uppercase();
-    setting.from_file || ["SECRET", "TOKEN", "PASSWORD"].iter().any(|word| key.contains(word))
+    setting.from_file || ["SECRET", "TOKEN", "PASSWORD", "API_KEY", "PRIVATE_KEY"].iter().any(|word| key.contains(word))
 }
 
 impl Shaped {
@@ -271,22 +294,24 @@ impl Shaped {
     }
 
     /// Takes over what `hook` returned, if it is allowed.
-    fn take(&mut self, hook: Hook, output: Output, limit: usize) -> Result<(), String> {
+    fn take(&mut self, hook: Hook, output: Output, limits: Limits) -> Result<(), String> {
         match output {
-            Output::Payload(payload) if payload.len() > limit => {
+            Output::Payload(payload) if payload.len() > limits.payload => {
+                let limit = limits.payload;
                 return Err(format!("returned {} bytes, the server takes {limit} in one message (max_payload)", payload.len()));
             }
             Output::Payload(payload) if hook == Hook::WebhookPayload => self.body = payload.into(),
             Output::Payload(payload) => self.payload = payload.into(),
             Output::Headers(headers) => {
-                let headers = legal(headers)?;
-                for name in headers.keys() {
-                    self.headers.remove(name);
-                }
-                self.headers.extend(headers);
+                // Takes the place of those of the same name.
+                self.headers.extend(legal(headers)?);
             }
-            Output::Tail(tail) if tail.len() > MAX_SUBJECT_BYTES => {
-                return Err(format!("returned a subject of {} bytes, at most {MAX_SUBJECT_BYTES} can be published", tail.len()));
+            Output::Tail(tail) if tail.len() > limits.tail => {
+                return Err(format!(
+                    "returned a subject of {} bytes, at most {} can be published below the prefix",
+                    tail.len(),
+                    limits.tail
+                ));
             }
             Output::Tail(tail) => match subject::check(&tail) {
                 Ok(()) => self.tail = tail,

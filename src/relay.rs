@@ -11,7 +11,7 @@ use crate::lane::{Lanes, Slot};
 use crate::link::Link;
 use crate::message::{Message, Outbound};
 use crate::metrics::{FailedLabels, Metrics, Reason};
-use crate::plugin::{Plugins, Shaped, Stopped, Why};
+use crate::plugin::{Limits, Plugins, Shaped, Stopped, Why};
 use crate::publisher::{Confirmed, PublishFailure, Publisher};
 use crate::subject::{MAX_SUBJECT_BYTES, Prefix};
 use crate::webhook::{Delivery, Undelivered, Webhook};
@@ -138,7 +138,7 @@ impl Relay {
         let shaped = match &self.plugins {
             None => Shaped::unchanged(message, tail),
             // Boxed, so that a message costs no more where there are no plugins.
-            Some(plugins) => Box::pin(plugins.shape(message, tail, limit)).await.map_err(Failure::Plugin)?,
+            Some(plugins) => Box::pin(plugins.shape(message, tail, Limits::new(limit, &self.relayed))).await.map_err(Failure::Plugin)?,
         };
         let relayed = relayed_copy(message, &self.relayed, &shaped.tail, shaped.payload, limit)?;
         Ok(Delivery::new(message, shaped.body, shaped.headers, relayed, &self.metrics))

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use support::component::{BODY, Component, Folder, HEADERS, PAYLOAD, on, put, text, unchanged};
 use support::endpoint::Endpoint;
+use support::nats::NatsServer;
 use support::relay::Relay;
 use support::setup::Setup;
 use support::{eventually, signal, within};
@@ -50,6 +51,23 @@ fn replace(folder: &Folder, name: &str, component: &Component) {
 }
 
 // ---- SIGHUP ------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn a_signal_while_plugins_are_loaded_for_the_first_time_does_not_end_the_relay() {
+    let stuck = Component::with(BODY, &text("")).field("(func $begin (loop $again (br $again))) (start $begin)");
+    let folder = Folder::with(&[("stuck", &stuck)]);
+    let nats = NatsServer::start();
+    let variables = [("PLUGINS", &*folder.all()), ("PLUGIN_CACHE", "off"), ("PLUGIN_TIMEOUT", "2s")];
+    let mut relay = Relay::spawn(&nats.url(), "http://127.0.0.1:9/", &variables);
+    eventually("a thread of the plugins", || {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", relay.pid())).unwrap();
+        threads.filter_map(|thread| std::fs::read_to_string(thread.unwrap().path().join("comm")).ok()).any(|name| name == "plugin-ticker\n")
+    })
+    .await;
+    signal(relay.pid(), "HUP");
+    relay.logged("it was not instantiated within 2s (PLUGIN_TIMEOUT)").await;
+    assert_eq!(relay.exit().await.code(), Some(1), "ended by the plugin, not by the signal");
+}
 
 #[tokio::test]
 async fn a_message_in_work_finishes_on_the_old_version_and_the_next_is_for_the_new_one() {

@@ -46,7 +46,7 @@ fn in_folder(folder: &Path) -> anyhow::Result<Vec<File>> {
         bail!("the folder has no .wasm file");
     }
     found.sort();
-    found.iter().map(|path| file(path)).collect()
+    found.iter().map(|path| file(path).with_context(|| path.display().to_string())).collect()
 }
 
 fn file(path: &Path) -> anyhow::Result<File> {
@@ -124,6 +124,10 @@ mod tests {
             let error = names(&paths).unwrap_err().join("; ");
             assert!(error.starts_with("PLUGINS: ") && error.contains(expected), "{error}");
         }
+        std::fs::create_dir(inner.join("folder.wasm")).unwrap();
+        let error = names(&[inner.clone(), "none.wasm".into()]).unwrap_err().join("; ");
+        assert!(error.contains("inner/folder.wasm: it is not a file") && error.contains("none.wasm: No such file"), "{error}");
+        std::fs::remove_dir(inner.join("folder.wasm")).unwrap();
         std::fs::write(inner.join("A.wasm"), "").unwrap();
         assert!(names(&[inner]).is_err(), "names that differ only in case could not be told apart");
     }

@@ -9,7 +9,7 @@ use anyhow::{Context, anyhow};
 use std::future::Future;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Poll;
@@ -28,6 +28,9 @@ const TICK: Duration = Duration::from_millis(1);
 /// The turns of one to two ticks that a call has in the relay's own thread. More than one, since a turn
 /// of a short call can also end because the machine did something else in the meantime.
 const TURNS: u32 = 4;
+
+/// How long a call waits for a thread before it has another turn.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// The engine and what belongs to it.
 pub struct Host {
@@ -84,9 +87,18 @@ impl Host {
             }
             tokio::task::yield_now().await;
         }
-        drop(ticking);
-        let thread = self.threads.clone().acquire_owned().await.ok()?;
-        let ticking = self.ticker.tick();
+        let mut thread = pin!(self.threads.clone().acquire_owned());
+        let thread = loop {
+            match tokio::time::timeout(PATIENCE, &mut thread).await {
+                Ok(thread) => break thread.ok()?,
+                // All threads are busy, perhaps for long: it may need no more than another turn.
+                Err(_) => {
+                    if let Poll::Ready(result) = futures_util::poll!(Pin::as_mut(&mut work)) {
+                        return Some(result);
+                    }
+                }
+            }
+        };
         let (runtime, timeout) = (Handle::current(), self.timeout);
         let slow = tokio::task::spawn_blocking(move || {
             let result = runtime.block_on(tokio::time::timeout(timeout, work));

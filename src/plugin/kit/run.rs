@@ -6,7 +6,7 @@ use crate::message::{Id, Message, Outbound};
 use crate::metrics::Metrics;
 use crate::plugin::host::Host;
 use crate::plugin::output::{Sink, Stream};
-use crate::plugin::{Chain, Stopped, Why};
+use crate::plugin::{Chain, Limits, Stopped, Why};
 use crate::relay;
 use crate::subject::{self, Prefix};
 use crate::webhook::Delivery;
@@ -89,7 +89,7 @@ pub async fn run(config: Plugins, environment: &Environment, matches: &ArgMatche
     let chain = Chain::load(&config, &host, collect).await?;
     let mut calls = Vec::new();
     let shaped = chain
-        .shape(&message, tail, MAX_PAYLOAD, |call| {
+        .shape(&message, tail, Limits::new(MAX_PAYLOAD, &relayed), |call| {
             calls.push((call.guest.name.to_string(), call.hook.name(), call.elapsed.as_secs_f64() * 1e3))
         })
         .await;
