@@ -448,6 +448,21 @@ async fn a_rejected_message_is_done_without_a_trace_but_a_line_and_a_count() {
 }
 
 #[tokio::test]
+async fn an_instance_that_is_large_from_the_beginning_is_used_again() {
+    let folder = Folder::with(&[("counter", &Component::with(BODY, &format!("{PUT_CALLS} {OUT}")))]);
+    let endpoint = Endpoint::ok().await;
+    // Two pages of 64 KiB.
+    let mut setup = Setup::with_plugins(&endpoint.url(), &folder.all(), &[("PLUGIN_MEMORY", "200KiB")]).await;
+    for _ in 0..3 {
+        setup.publish("cms.cache.a", "").await;
+    }
+    setup.relayed_by_subject(3).await;
+    let bodies: Vec<_> = endpoint.calls().into_iter().map(|call| String::from_utf8(call.body.to_vec()).unwrap()).collect();
+    assert_eq!(bodies, ["1", "2", "3"]);
+    setup.end().await;
+}
+
+#[tokio::test]
 async fn an_instance_is_used_again_until_a_call_of_it_breaks_off() {
     let large = format!("(drop (memory.grow (i32.const 1100))) {}", text("large"));
     let cases = [

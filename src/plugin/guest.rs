@@ -80,7 +80,7 @@ impl Guest {
             Some(Err((error, exceeded))) => {
                 let Why::Failed(kind, text) = why(&error, exceeded, &guest) else { bail!("it could not be instantiated") };
                 // A wrong type comes with what was expected, which is worth more than the kind.
-                bail!("{}", if kind == Kind::trap { format!("{error:#}") } else { text });
+                bail!("{}", if kind == Kind::trap { guest.printable(&format!("{error:#}")) } else { text });
             }
             Some(Ok(live)) => guest.idle().push(live),
         }
@@ -230,7 +230,7 @@ fn explain_compilation(error: wasmtime::Error) -> anyhow::Error {
 fn explain_import(error: wasmtime::Error) -> anyhow::Error {
     let text = format!("{error:#}");
     let hint = match text.contains("`wasi:http") {
-        true => "; in JavaScript, leave it out with `--disable http --disable fetch-event`",
+        true => "; in JavaScript, leave it out with `--disable http fetch-event`",
         false => "",
     };
     anyhow!("it needs something that plugins are not given: {text}{hint}")

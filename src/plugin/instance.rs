@@ -105,13 +105,16 @@ impl ResourceLimiter for Memory {
 pub struct Live {
     store: Store<State>,
     functions: Functions,
+    /// The memory that it began with.
+    began: usize,
 }
 
 impl Live {
     /// Puts the two together.
     #[must_use]
     pub fn new(store: Store<State>, functions: Functions) -> Self {
-        Self { store, functions }
+        let began = store.data().memory.used;
+        Self { store, functions, began }
     }
 
     /// Calls a hook. After an error the instance is not to be used again.
@@ -122,11 +125,11 @@ impl Live {
         result
     }
 
-    /// Whether it has taken more than half of the memory it may have: it may be leaking.
+    /// Whether it has grown to more than half of the memory it may have: it may be leaking.
     #[must_use]
     pub fn is_large(&self) -> bool {
         let Memory { used, limit, .. } = self.store.data().memory;
-        used > limit / 2
+        used > self.began && used > limit / 2
     }
 
     /// The bytes of its memories and tables.
