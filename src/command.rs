@@ -151,8 +151,12 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     info!(from = config.listen.wildcard(), server = link.client().await.1.server_info().version, "ready");
     supervisor::tell(Phase::Ready);
 
-    let relay = Arc::new(Relay::new(config, plugins, webhook, publisher, &link, &metrics));
-    intake::run(config, source, &relay, &metrics, stop).await
+    let relay = Arc::new(Relay::new(config, plugins.clone(), webhook, publisher, &link, &metrics));
+    let result = intake::run(config, source, &relay, &metrics, stop).await;
+    if let Some(plugins) = plugins {
+        plugins.close().await;
+    }
+    result
 }
 
 /// Subscribes, and finds out whether the user may do what relaying needs.

@@ -177,6 +177,11 @@ impl Plugins {
         result
     }
 
+    /// Ends what plugins still do, before the runtime ends.
+    pub async fn close(&self) {
+        self.host.close().await;
+    }
+
     /// Each plugin's name and hooks, for a person.
     #[must_use]
     pub fn describe(&self) -> Vec<String> {

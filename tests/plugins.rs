@@ -530,6 +530,7 @@ async fn endless_loops_keep_no_other_subject_from_being_relayed() {
     assert_eq!(setup.relay.stop().await.code(), Some(1));
     let letters = setup.failed_by_subject(8).await;
     assert!(letters.iter().all(|letter| header(letter, "Relay-Reason") == "shutdown"), "{letters:?}");
+    assert_eq!(setup.relay.lines("panic"), Vec::<String>::new());
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use wasmtime::component::Linker;
 use wasmtime::{CacheConfig, Config, Engine, OptLevel};
@@ -44,6 +45,7 @@ pub struct Host {
     pub memory: usize,
     ticker: Ticker,
     threads: Arc<Semaphore>,
+    closed: CancellationToken,
 }
 
 impl Host {
@@ -62,14 +64,14 @@ impl Host {
         let mut linker = Linker::new(&engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
         wasmtime_wasi_config::add_to_linker(&mut linker, |state: &mut State| WasiConfig::from(&state.config))?;
-        let threads = std::thread::available_parallelism().map_or(2, |n| n.get().max(2));
         Ok(Self {
             ticker: Ticker::start(&engine).context("cannot start a thread")?,
             engine,
             linker,
             timeout: config.timeout,
             memory: config.memory,
-            threads: Arc::new(Semaphore::new(threads)),
+            threads: Arc::new(Semaphore::new(threads() as usize)),
+            closed: CancellationToken::new(),
         })
     }
 
@@ -99,11 +101,11 @@ impl Host {
                 }
             }
         };
-        let (runtime, timeout) = (Handle::current(), self.timeout);
+        let (runtime, timeout, closed) = (Handle::current(), self.timeout, self.closed.clone());
         let slow = tokio::task::spawn_blocking(move || {
-            let result = runtime.block_on(tokio::time::timeout(timeout, work));
+            let result = runtime.block_on(closed.run_until_cancelled(tokio::time::timeout(timeout, work)));
             drop((thread, ticking));
-            result.ok()
+            result?.ok()
         });
         match slow.await.map_err(tokio::task::JoinError::try_into_panic) {
             Ok(result) => result,
@@ -112,6 +114,18 @@ impl Host {
             Err(Err(_)) => None,
         }
     }
+
+    /// Breaks off the calls that still run in threads, which need the runtime, and returns when they are gone.
+    pub async fn close(&self) {
+        self.closed.cancel();
+        let gone = self.threads.acquire_many(threads());
+        let _ = tokio::time::timeout(Duration::from_secs(1), gone).await;
+    }
+}
+
+/// How many slow calls run at once.
+fn threads() -> u32 {
+    std::thread::available_parallelism().map_or(2, |n| (n.get() as u32).max(2))
 }
 
 /// A thread that advances the engine's epoch while a call runs, and sleeps otherwise.
