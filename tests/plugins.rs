@@ -7,6 +7,7 @@ mod support;
 use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use support::component::{
@@ -445,6 +446,26 @@ async fn a_rejected_message_is_done_without_a_trace_but_a_line_and_a_count() {
         assert_eq!(setup.relay.lines("\"level\":\"ERROR\""), Vec::<String>::new());
         assert_eq!(said(&setup.relay).len(), 1, "a later plugin has seen the rejected message");
     }
+}
+
+#[tokio::test]
+async fn what_plugins_make_of_messages_that_wait_counts_as_pending() {
+    const MADE: usize = 100_000;
+    let component = Component::with(BODY, &zeros(MADE)).hook(PAYLOAD, &zeros(MADE));
+    let folder = Folder::with(&[("large", &component)]);
+    let released = Arc::new(AtomicBool::new(false));
+    let seen = released.clone();
+    let endpoint = Endpoint::start(move |_| Reply::status(if seen.load(Ordering::SeqCst) { 200 } else { 503 })).await;
+    let mut setup = Setup::with_plugins(&endpoint.url(), &folder.all(), &[("WEBHOOK_MAX_ATTEMPTS", "1000")]).await;
+    for number in 0..3 {
+        setup.publish(&format!("cms.cache.{number}"), "").await;
+    }
+    let subjects = (3 * "cms.cache.0".len()) as u64;
+    setup.relay.counted("messages_pending_bytes", 6 * MADE as u64 + subjects).await;
+    released.store(true, Ordering::SeqCst);
+    setup.relayed_by_subject(3).await;
+    setup.relay.counted("messages_pending_bytes", 0).await;
+    setup.end().await;
 }
 
 #[tokio::test]
