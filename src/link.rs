@@ -4,8 +4,8 @@
 //! that may have been missed are each said once, counted, and visible in readiness.
 //!
 //! Server errors and replies arrive over one connection in the server's order. The relay runs
-//! on one thread, whose tasks are woken first come, first served: a denial is therefore noted
-//! here before the reply that followed it is seen by whoever waits for it.
+//! on one thread, whose tasks are woken first come, first served: once who waits for a reply has
+//! it and has let all others run that were woken before, a denial that came before it is noted here.
 
 use crate::metrics::Metrics;
 use async_nats::connection::State;

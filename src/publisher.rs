@@ -237,6 +237,9 @@ async fn prove(
         let generation = link.generation();
         let sent = client.publish(inbox.clone(), number_to_bytes(number)).await.is_ok();
         let came_back = sent && came_back(&mut returns, number, generation, &link).await;
+        // Denials that arrived before it may still wait to be noted, if something else had woken
+        // this task before them. Whatever is ready to run now does so first.
+        tokio::task::yield_now().await;
         for waiting in batch.drain(..) {
             let proof = if link.take_denied_publish(&waiting.subject) {
                 Proof::Denied
