@@ -21,7 +21,6 @@ use crate::headers;
 use crate::message::Message;
 use crate::metrics::{CallFailedLabels, CallLabels, Metrics, Reload, ReloadLabels};
 use crate::subject::{self, MAX_SUBJECT_BYTES, Prefix};
-use anyhow::anyhow;
 use guest::{Guest, Setup};
 use hook::{Input, Output};
 use host::Host;
@@ -44,8 +43,8 @@ pub struct Plugins {
     host: Arc<Host>,
     config: config::Plugins,
     chain: Mutex<Arc<Chain>>,
-    /// The files when they were last read because they had changed.
-    seen: Mutex<Option<Vec<files::File>>>,
+    /// The files as they were when they were last loaded, or refused.
+    seen: Mutex<Vec<files::File>>,
     metrics: Metrics,
 }
 
@@ -152,14 +151,14 @@ impl Plugins {
             return Ok(None);
         }
         let host = Arc::new(Host::new(config)?);
-        let seen = files::find(&config.paths).ok();
-        let chain = Chain::load(config, &host, output::log).await?;
+        let files = files::found(&config.paths)?;
+        let chain = Chain::load(&files, &config.settings, &host, output::log).await?;
         chain.count_from_zero(metrics);
         Ok(Some(Self {
             host,
             config: config.clone(),
             chain: Mutex::new(Arc::new(chain)),
-            seen: Mutex::new(seen),
+            seen: Mutex::new(files),
             metrics: metrics.clone(),
         }))
     }
@@ -208,11 +207,15 @@ impl Metrics {
 }
 
 impl Chain {
-    /// Finds, compiles and rehearses all plugins of `config`; `sink` makes the place where each one's output goes.
-    async fn load(config: &config::Plugins, host: &Arc<Host>, sink: impl Fn(Arc<str>) -> Sink) -> anyhow::Result<Self> {
-        let files = files::find(&config.paths).map_err(|mistakes| anyhow!(mistakes.join("; ")))?;
+    /// Compiles and rehearses all plugins; `sink` makes the place where each one's output goes.
+    async fn load(
+        files: &[files::File],
+        settings: &[config::Setting],
+        host: &Arc<Host>,
+        sink: impl Fn(Arc<str>) -> Sink,
+    ) -> anyhow::Result<Self> {
         let names: Vec<_> = files.iter().map(|file| file.name.as_str()).collect();
-        let (settings, strange) = files::assign(&config.settings, &names);
+        let (settings, strange) = files::assign(settings, &names);
         for setting in strange {
             warn!(variable = format!("PLUGIN_{}", setting.name), "the variable belongs to none of the plugins ({})", names.join(", "));
         }

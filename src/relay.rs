@@ -205,6 +205,12 @@ pub fn relayed_copy(message: &Message, prefix: &Prefix, tail: &str, payload: Byt
 }
 
 impl Failure {
+    /// Whether a plugin decided so, which is no failure of anything.
+    #[must_use]
+    pub fn is_rejection(&self) -> bool {
+        matches!(self, Self::Plugin(Stopped { why: Why::Rejected(_), .. }))
+    }
+
     /// Its kind, for counters, logs and headers.
     #[must_use]
     pub fn reason(&self) -> Reason {

@@ -1,7 +1,7 @@
 //! Which files are the plugins, and which variables configure which of them.
 
 use crate::config::Setting;
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -37,6 +37,14 @@ pub fn find(paths: &[PathBuf]) -> Result<Vec<File>, Vec<String>> {
         }
     }
     if mistakes.is_empty() { Ok(files) } else { Err(mistakes) }
+}
+
+/// As [`find`], with all mistakes as one error.
+///
+/// # Errors
+/// Those of [`find`].
+pub fn found(paths: &[PathBuf]) -> anyhow::Result<Vec<File>> {
+    find(paths).map_err(|mistakes| anyhow!(mistakes.join("; ")))
 }
 
 fn in_folder(folder: &Path) -> anyhow::Result<Vec<File>> {

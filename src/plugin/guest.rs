@@ -77,11 +77,11 @@ impl Guest {
         let rehearsed = guest.clone();
         match host.run(async move { rehearsed.instantiate(0).await }).await {
             None => bail!("it was not instantiated within {} (PLUGIN_TIMEOUT)", humantime::format_duration(host.timeout)),
-            Some(Err((error, exceeded))) => {
-                let Why::Failed(kind, text) = why(&error, exceeded, &guest) else { bail!("it could not be instantiated") };
-                // A wrong type comes with what was expected, which is worth more than the kind.
-                bail!("{}", if kind == Kind::trap { guest.printable(&format!("{error:#}")) } else { text });
-            }
+            // A wrong type comes with what was expected, which is worth more than the kind.
+            Some(Err((error, exceeded))) => match broken(&error, exceeded, &guest) {
+                (Kind::trap, _) => bail!("{}", guest.printable(&format!("{error:#}"))),
+                (_, text) => bail!("{text}"),
+            },
             Some(Ok(live)) => guest.idle().push(live),
         }
         Ok(guest)
@@ -97,9 +97,13 @@ impl Guest {
         let guest = self.clone();
         let work = async move {
             let idle = guest.idle().pop();
+            let failed = |error: &wasmtime::Error, exceeded| {
+                let (kind, text) = broken(error, exceeded, &guest);
+                Why::Failed(kind, text)
+            };
             let mut live = match idle {
                 Some(live) => live,
-                None => guest.instantiate(limit).await.map_err(|(error, exceeded)| why(&error, exceeded, &guest))?,
+                None => guest.instantiate(limit).await.map_err(|(error, exceeded)| failed(&error, exceeded))?,
             };
             match live.call(hook, &input, limit).await {
                 Ok(result) => {
@@ -109,7 +113,7 @@ impl Guest {
                         HookError::Failed(text) => Why::Failed(Kind::failed, guest.printable(&text)),
                     })
                 }
-                Err(error) => Err(why(&error, live.is_exceeded(), &guest)),
+                Err(error) => Err(failed(&error, live.is_exceeded())),
             }
         };
         self.host.run(work).await.unwrap_or_else(|| {
@@ -172,19 +176,19 @@ impl Guest {
 }
 
 /// What became of a call that returned nothing.
-fn why(error: &wasmtime::Error, memory_exceeded: bool, guest: &Guest) -> Why {
+fn broken(error: &wasmtime::Error, memory_exceeded: bool, guest: &Guest) -> (Kind, String) {
     let cause = guest.printable(&error.root_cause().to_string());
     if memory_exceeded {
         let limit = ByteSize::b(guest.host.memory as u64).display().iec();
-        Why::Failed(Kind::memory, format!("needed more than {limit} of memory (PLUGIN_MEMORY): {cause}"))
+        (Kind::memory, format!("needed more than {limit} of memory (PLUGIN_MEMORY): {cause}"))
     } else if let Some(I32Exit(code)) = error.downcast_ref() {
-        Why::Failed(Kind::trap, format!("ended itself with exit code {code}"))
+        (Kind::trap, format!("ended itself with exit code {code}"))
     } else if cause.contains("too much data is being copied") {
-        Why::Failed(Kind::output, "returned more than the server takes in one message (max_payload)".to_owned())
+        (Kind::output, "returned more than the server takes in one message (max_payload)".to_owned())
     } else if error.downcast_ref::<Trap>().is_some() {
-        Why::Failed(Kind::trap, cause)
+        (Kind::trap, cause)
     } else {
-        Why::Failed(Kind::trap, format!("broke off: {cause}"))
+        (Kind::trap, format!("broke off: {cause}"))
     }
 }
 

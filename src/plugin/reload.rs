@@ -5,7 +5,7 @@
 
 use super::{Chain, Plugins, files, output};
 use crate::metrics::{Reload, ReloadLabels};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 use tracing::{error, info};
 
@@ -15,7 +15,7 @@ const WATCH: Duration = Duration::from_millis(500);
 impl Plugins {
     /// Loads all plugins again; where one is bad, all stay as they are.
     pub async fn reload(&self) {
-        let result = match Chain::load(&self.config, &self.host, output::log).await {
+        let result = match self.load_again().await {
             Ok(chain) => {
                 chain.count_from_zero(&self.metrics);
                 *self.chain.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(chain);
@@ -30,6 +30,12 @@ impl Plugins {
         self.metrics.reloads.get_or_create(&ReloadLabels { result }).inc();
     }
 
+    async fn load_again(&self) -> anyhow::Result<Chain> {
+        let files = files::found(&self.config.paths)?;
+        self.seen().clone_from(&files);
+        Chain::load(&files, &self.config.settings, &self.host, output::log).await
+    }
+
     /// Returns when the plugins' files have changed and rest since. Never without `PLUGIN_WATCH`.
     ///
     /// The files are looked at from time to time: that works on every file system and in every
@@ -38,21 +44,19 @@ impl Plugins {
         if !self.config.watch {
             return std::future::pending().await;
         }
-        let known = self.seen();
         let mut before = None;
         loop {
             tokio::time::sleep(WATCH).await;
             // Nothing while a file is missing, as between the two steps of some builds.
             let now = files::find(&self.config.paths).ok();
-            if now.is_some() && now == before && now != known {
-                *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = now;
+            if now.is_some() && now == before && now.as_ref() != Some(&*self.seen()) {
                 return;
             }
             before = now;
         }
     }
 
-    fn seen(&self) -> Option<Vec<files::File>> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn seen(&self) -> MutexGuard<'_, Vec<files::File>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -4,7 +4,6 @@ use crate::config::{Cache, Plugins};
 use crate::plugin::guest::{Guest, Setup};
 use crate::plugin::output::Hide;
 use crate::plugin::{files, host::Host};
-use anyhow::anyhow;
 use bytesize::ByteSize;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -17,7 +16,7 @@ pub async fn check(config: Plugins) -> anyhow::Result<ExitCode> {
     let config = Plugins { cache: Cache::Off, ..config };
     let host = Arc::new(Host::new(&config)?);
     let mut code = ExitCode::SUCCESS;
-    for file in files::find(&config.paths).map_err(|mistakes| anyhow!(mistakes.join("; ")))? {
+    for file in files::found(&config.paths)? {
         let began = Instant::now();
         let setup = Setup { config: Vec::new(), hide: Hide::default(), sink: Arc::new(|_, _| {}) };
         match Guest::load(&file, setup, &host).await {

@@ -6,7 +6,7 @@ use crate::message::{Id, Message, Outbound};
 use crate::metrics::Metrics;
 use crate::plugin::host::Host;
 use crate::plugin::output::{Sink, Stream};
-use crate::plugin::{Chain, Limits, Stopped, Why};
+use crate::plugin::{self, Chain, Limits, files};
 use crate::relay;
 use crate::subject::{self, Prefix};
 use crate::webhook::Delivery;
@@ -86,7 +86,7 @@ pub async fn run(config: Plugins, environment: &Environment, matches: &ArgMatche
         });
         sink
     };
-    let chain = Chain::load(&config, &host, collect).await?;
+    let chain = Chain::load(&files::found(&config.paths)?, &config.settings, &host, collect).await?;
     let mut calls = Vec::new();
     let shaped = chain
         .shape(&message, tail, Limits::new(MAX_PAYLOAD, &relayed), |call| {
@@ -105,7 +105,7 @@ pub async fn run(config: Plugins, environment: &Environment, matches: &ArgMatche
     let _ = std::io::stdout().write_all(text.as_bytes());
     Ok(match report.result {
         Ok(_) => ExitCode::SUCCESS,
-        Err(relay::Failure::Plugin(Stopped { why: Why::Rejected(_), .. })) => ExitCode::from(REJECTED),
+        Err(failure) if failure.is_rejection() => ExitCode::from(REJECTED),
         Err(_) => ExitCode::FAILURE,
     })
 }
@@ -120,9 +120,7 @@ impl Report {
                 lines.push("webhook".to_owned());
                 lines.extend(headers.iter().map(|(name, value)| format!("  {name}: {}", String::from_utf8_lossy(value.as_bytes()))));
                 lines.push(format!("\n{}\n\nrelayed as {}", indented(body), copy.subject));
-                for (name, values) in copy.headers.iter() {
-                    lines.extend(values.iter().map(|value| format!("  {name}: {}", value.as_str())));
-                }
+                lines.extend(plugin::pairs(&copy.headers).iter().map(|(name, value)| format!("  {name}: {value}")));
                 lines.push(format!("\n{}", indented(&copy.payload)));
             }
         }
@@ -144,19 +142,15 @@ impl Report {
         let mut report = match &self.result {
             Ok(Relayed { headers, body, copy }) => {
                 let headers = headers.iter().map(|(name, value)| (name.as_str(), String::from_utf8_lossy(value.as_bytes()).into_owned()));
-                let copied = copy.headers.iter().flat_map(|(name, values)| {
-                    let name: &str = name.as_ref();
-                    values.iter().map(move |value| (name, value.as_str().to_owned()))
-                });
-                let mut webhook = json!({"headers": pairs(headers)});
+                let copied = plugin::pairs(&copy.headers);
+                let mut webhook = json!({"headers": grouped(headers)});
                 insert_payload(&mut webhook, "body", body);
-                let mut relayed = json!({"subject": copy.subject.as_str(), "headers": pairs(copied)});
+                let mut relayed = json!({"subject": copy.subject.as_str(), "headers": grouped(copied.iter().map(|(name, value)| (name.as_str(), value.clone())))});
                 insert_payload(&mut relayed, "payload", &copy.payload);
                 json!({"result": "relayed", "webhook": webhook, "relayed": relayed})
             }
             Err(failure) => {
-                let rejected = matches!(failure, relay::Failure::Plugin(Stopped { why: Why::Rejected(_), .. }));
-                json!({"result": if rejected { "rejected" } else { "failed" }, "error": failure.to_string()})
+                json!({"result": if failure.is_rejection() { "rejected" } else { "failed" }, "error": failure.to_string()})
             }
         };
         if let Some(report) = report.as_object_mut() {
@@ -168,7 +162,7 @@ impl Report {
 }
 
 /// Names with a list of values each.
-fn pairs<'a>(headers: impl Iterator<Item = (&'a str, String)>) -> Value {
+fn grouped<'a>(headers: impl Iterator<Item = (&'a str, String)>) -> Value {
     let mut map = Map::new();
     for (name, value) in headers {
         let values = map.entry(name).or_insert_with(|| Value::Array(Vec::new()));
