@@ -116,6 +116,7 @@ async fn call(name: &str, calls: usize, folder: &Path) {
         payload: body(300, 0),
         id: Id::unique(),
         failure_told: false.into(),
+        stored: None,
     });
     let plugins = config::Plugins {
         paths: vec![plugin(name)],

@@ -3,6 +3,9 @@
 use crate::config::{self, Config, EX_USAGE, Mistakes};
 use crate::destination::Destination;
 use crate::environment::Environment;
+use crate::jetstream::Api;
+use crate::jetstream::capture::Capture;
+use crate::jetstream::consumer::Consumer;
 use crate::link::Link;
 use crate::metrics::Metrics;
 use crate::nats;
@@ -11,6 +14,8 @@ use crate::publisher::Publisher;
 use crate::relay::Relay;
 use crate::serve::{self, Readiness};
 use crate::source::Source;
+use crate::subject::Prefix;
+use crate::subscription::Subscription;
 use crate::supervisor::{self, Phase};
 use crate::webhook::Webhook;
 use crate::{intake, log};
@@ -136,7 +141,8 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     }
     let connected = async {
         let link = nats::connect(&config.nats, &metrics).await?;
-        let (publisher, source) = subscribe(config, &config.nats, &link, &metrics).await?;
+        let publisher = publisher(config, &link, &metrics).await?;
+        let source = Source::open(config, &link, &publisher, &metrics).await?;
         anyhow::Ok((link, publisher, source))
     };
     let (link, publisher, source) = tokio::select! {
@@ -151,7 +157,7 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     info!(from = config.listen.wildcard(), server = link.client().await.1.server_info().version, "ready");
     supervisor::tell(Phase::Ready);
 
-    let relay = Arc::new(Relay::new(config, plugins.clone(), webhook, publisher, &link, &metrics));
+    let relay = Arc::new(Relay::new(config, plugins.clone(), webhook, publisher, &link, source.held(), &metrics));
     let result = intake::run(config, source, &relay, &metrics, stop).await;
     if let Some(plugins) = plugins {
         plugins.close().await;
@@ -159,16 +165,20 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     result
 }
 
-/// Subscribes, and finds out whether the user may do what relaying needs.
-async fn subscribe(config: &Config, nats: &config::Nats, link: &Link, metrics: &Metrics) -> anyhow::Result<(Publisher, Source)> {
-    let publisher = Publisher::open(link.clone(), metrics).await?;
-    for prefix in [Some(&config.relayed), config.failed.as_ref()].into_iter().flatten() {
-        if !publisher.may_publish(prefix).await {
+/// A publisher whose user may do what relaying needs.
+async fn publisher(config: &Config, link: &Link, metrics: &Metrics) -> anyhow::Result<Publisher> {
+    let prefixes = [Some(&config.relayed), config.failed.as_ref()].into_iter().flatten();
+    let capture = config.nats.stream.as_ref().map(|stream| {
+        let published = prefixes.clone().map(Prefix::wildcard).collect();
+        Capture::new(Api::new(stream, link), published)
+    });
+    let publisher = Publisher::open(link.clone(), capture, metrics).await?;
+    for prefix in prefixes {
+        if !publisher.may_publish(prefix.subject("nats-webhook-relay-permission-check")).await {
             bail!("the NATS user may not publish on {}: grant it to the user", prefix.wildcard());
         }
     }
-    let source = Source::open(nats, &config.listen, link, &publisher).await?;
-    Ok((publisher, source))
+    Ok(publisher)
 }
 
 /// Tries everything that can be tried without relaying anything.
@@ -181,11 +191,18 @@ async fn check(config: &Config) -> anyhow::Result<()> {
     }
     let link = nats::connect_or_fail(&config.nats, &metrics).await?;
     println!("connected to  nats-server {}", link.client().await.1.server_info().version);
-    // Outside of the queue group: a message given to this process would reach nobody.
-    let alone = config::Nats { queue_group: None, ..config.nats.clone() };
-    subscribe(config, &alone, &link, &metrics).await?;
-    let group = config.nats.queue_group.as_ref().map(|group| format!(" (queue group {group})"));
-    println!("listens on    {}{}", config.listen.wildcard(), group.unwrap_or_default());
+    let publisher = publisher(config, &link, &metrics).await?;
+    if let Some(stream) = &config.nats.stream {
+        let consumer = Consumer::new(Api::new(stream, &link), stream, &config.listen, config.pending.messages);
+        let found = consumer.check().await?;
+        println!("reads from    {} (stream {}, consumer {} {found})", config.listen.wildcard(), stream.name, stream.consumer);
+    } else {
+        // Outside of the queue group: a message given to this process would reach nobody.
+        let alone = config::Nats { queue_group: None, ..config.nats.clone() };
+        Subscription::open(&alone, &config.listen, &link, &publisher).await?;
+        let group = config.nats.queue_group.as_ref().map(|group| format!(" (queue group {group})"));
+        println!("listens on    {}{}", config.listen.wildcard(), group.unwrap_or_default());
+    }
     for destination in &config.webhook.destinations {
         println!("calls         {destination}");
     }

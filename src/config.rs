@@ -9,7 +9,7 @@ use crate::environment::Environment;
 use crate::headers;
 use crate::plugin;
 use crate::secret::Secret;
-use crate::subject::Prefix;
+use crate::subject::{self, Prefix};
 use async_nats::ServerAddr;
 use percent_encoding::percent_decode_str;
 use reqwest::StatusCode;
@@ -69,16 +69,43 @@ pub const VARIABLES: &[Variable] = &[
     ),
     variable(
         "NATS_PENDING_MESSAGES",
-        Some("65536"),
-        "The most messages that may wait; what arrives beyond is dropped, counted and reported.",
+        None,
+        "The most messages that may wait; what arrives beyond is dropped, counted and reported. Default: 65536. With NATS_STREAM: the most that are taken from the stream and not settled, by default 1000; the rest stays there.",
     ),
-    variable("NATS_PENDING_BYTES", Some("64MiB"), "The most bytes of messages that may wait."),
+    variable("NATS_PENDING_BYTES", None, "The most bytes of messages that may wait. Default: 64MiB, with NATS_STREAM 16MiB."),
+    variable(
+        "NATS_STREAM",
+        None,
+        "JetStream mode: the stream that captures the listened subjects. Messages are acknowledged once they are relayed.",
+    ),
+    variable(
+        "NATS_CONSUMER",
+        Some("nats-webhook-relay"),
+        "Name of the durable consumer on NATS_STREAM. Each frontend needs its own, the replicas of one share it.",
+    ),
+    variable(
+        "NATS_DELIVER",
+        Some("new"),
+        "Where a new consumer starts: new, all, last-per-subject, or an age such as 6h. An existing one goes on where it was.",
+    ),
+    variable("NATS_STREAM_CREATE", Some("false"), "true: create NATS_STREAM when it is missing (for development)."),
+    variable(
+        "NATS_REPLICAS_SHARE",
+        Some("false"),
+        "true: replicas work side by side, and order per subject holds within each only. By default one works and the others stand by.",
+    ),
+    variable("NATS_JETSTREAM_DOMAIN", None, "JetStream domain of NATS_STREAM."),
+    variable(
+        "NATS_JETSTREAM_API_PREFIX",
+        None,
+        "Subject prefix of the JetStream API, where it is imported from another account. Default: $JS.API.",
+    ),
     variable("WEBHOOK_TIMEOUT", Some("30s"), "Time for one attempt, from connecting to the end of the answer."),
     variable("WEBHOOK_CONNECT_TIMEOUT", Some("5s"), "Time for connecting within one attempt."),
     variable(
         "WEBHOOK_MAX_ATTEMPTS",
         Some("10"),
-        "Attempts per message and destination. Between them: 100ms doubling to 30s, with full jitter; Retry-After is honoured up to 5min.",
+        "Attempts per message and destination, or unlimited. Between them: 100ms doubling to 30s, with full jitter; Retry-After is honoured up to 5min.",
     ),
     variable(
         "WEBHOOK_RETRY_STATUS",
@@ -123,17 +150,12 @@ pub const VARIABLES: &[Variable] = &[
 const PLANNED: &[&str] = &[
     "NATS_CA",
     "NATS_CERT",
-    "NATS_CONSUMER",
     "NATS_CONTEXT",
     "NATS_CREDS",
-    "NATS_DELIVER",
     "NATS_JWT",
     "NATS_KEY",
     "NATS_NKEY",
-    "NATS_REPLICAS_SHARE",
     "NATS_SEED",
-    "NATS_STREAM",
-    "NATS_STREAM_CREATE",
     "NATS_TLS_FIRST",
     "NATS_TOKEN",
     "WEBHOOK_CA",
@@ -178,6 +200,38 @@ pub struct Nats {
     pub login: Login,
     /// Core mode: replicas of this name share the work.
     pub queue_group: Option<String>,
+    /// JetStream mode.
+    pub stream: Option<Stream>,
+}
+
+/// The stream to read from, and how.
+#[derive(Debug, Clone)]
+pub struct Stream {
+    /// Its name.
+    pub name: String,
+    /// The durable consumer's name.
+    pub consumer: String,
+    /// Where a new consumer starts.
+    pub deliver: Deliver,
+    /// Whether to create the stream when it is missing.
+    pub create: bool,
+    /// Whether replicas work side by side.
+    pub share: bool,
+    /// What the subjects of the JetStream API begin with.
+    pub api_prefix: String,
+}
+
+/// Where a new consumer starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deliver {
+    /// With what is published from now on.
+    New,
+    /// With the oldest message of the stream.
+    All,
+    /// With the newest message of each subject.
+    LastPerSubject,
+    /// With what was published within this time.
+    Within(Duration),
 }
 
 /// How to log in to NATS.
@@ -214,8 +268,8 @@ pub struct Webhook {
     pub timeout: Duration,
     /// Time for connecting.
     pub connect_timeout: Duration,
-    /// Attempts for each message and destination.
-    pub max_attempts: u32,
+    /// Attempts for each message and destination; `None` is without end.
+    pub max_attempts: Option<u32>,
     /// Statuses to retry beside the usual ones.
     pub retry_status: Vec<StatusCode>,
     /// Headers of every call; their values are marked sensitive.
@@ -335,11 +389,14 @@ impl Config {
         let relayed = read.prefix("NATS_RELAYED_SUBJECT_PREFIX", true);
         let failed = read.prefix("NATS_FAILED_SUBJECT_PREFIX", false);
         read.loops(listen.as_ref(), relayed.as_ref(), failed.as_ref());
-        let pending_messages = read.required("NATS_PENDING_MESSAGES", "a number of messages from 1 to 10000000", number(1..=10_000_000));
-        let pending_bytes = read.required("NATS_PENDING_BYTES", SIZE, size);
+        let pending_messages = read.optional("NATS_PENDING_MESSAGES", "a number of messages from 1 to 10000000", number(1..=10_000_000));
+        let pending_bytes = read.optional("NATS_PENDING_BYTES", SIZE, size);
         let timeout = read.required("WEBHOOK_TIMEOUT", DURATION, duration(1));
         let connect_timeout = read.required("WEBHOOK_CONNECT_TIMEOUT", DURATION, duration(1));
-        let max_attempts = read.required("WEBHOOK_MAX_ATTEMPTS", "a number from 1 to 1000000", number(1..=1_000_000));
+        let max_attempts = read.required("WEBHOOK_MAX_ATTEMPTS", "a number from 1 to 1000000, or unlimited", |text| match text {
+            "unlimited" => Some(None),
+            _ => number(1..=1_000_000)(text).map(Some),
+        });
         let retry_status = read.optional("WEBHOOK_RETRY_STATUS", "statuses from 300 to 599 separated by commas, such as 404,409", |text| {
             let parts = text.split([',', ' ']).filter(|part| !part.is_empty());
             parts
@@ -366,6 +423,10 @@ impl Config {
             (EnvFilter::try_new(text).is_ok() && text.split(',').all(is_directive)).then(|| text.to_owned())
         });
 
+        let (most_messages, most_bytes) = match nats.as_ref().is_some_and(|nats| nats.stream.is_some()) {
+            true => (1000, 16 << 20),
+            false => (65_536, 64 << 20),
+        };
         // Every `required` that is None has left a mistake behind.
         let config = || {
             Some(Self {
@@ -373,7 +434,7 @@ impl Config {
                 listen: listen?,
                 relayed: relayed?,
                 failed,
-                pending: Pending { messages: pending_messages?, bytes: pending_bytes? },
+                pending: Pending { messages: pending_messages.unwrap_or(most_messages), bytes: pending_bytes.unwrap_or(most_bytes) },
                 webhook: Webhook {
                     destinations: destinations?,
                     timeout: timeout?,
@@ -557,6 +618,10 @@ impl Reader<'_> {
         let queue_group = self.optional("NATS_QUEUE_GROUP", "a name without white space", |text| {
             (!text.contains(|c: char| c.is_whitespace() || c.is_control())).then(|| text.to_owned())
         });
+        let stream = self.stream();
+        if stream.is_some() && queue_group.is_some() {
+            self.mistakes.push("NATS_QUEUE_GROUP: has no effect with NATS_STREAM; unset it (see NATS_REPLICAS_SHARE)".to_owned());
+        }
         if user.is_none() && password.is_some() {
             self.mistakes.push("NATS_PASS: set without NATS_USER; set both or neither".to_owned());
         }
@@ -571,7 +636,50 @@ impl Reader<'_> {
             let _ = url.set_password(None);
             ServerAddr::from_url(url).ok()
         });
-        Some(Nats { servers: servers.collect(), login, queue_group })
+        Some(Nats { servers: servers.collect(), login, queue_group, stream })
+    }
+
+    fn stream(&mut self) -> Option<Stream> {
+        const NAME: &str = "a name without white space, dots, wildcards and slashes";
+        const OTHERS: [&str; 6] = [
+            "NATS_CONSUMER",
+            "NATS_DELIVER",
+            "NATS_STREAM_CREATE",
+            "NATS_REPLICAS_SHARE",
+            "NATS_JETSTREAM_DOMAIN",
+            "NATS_JETSTREAM_API_PREFIX",
+        ];
+        let is_name = |text: &str| {
+            let illegal = |c: char| c.is_whitespace() || c.is_control() || ".*>/\\".contains(c);
+            (!text.contains(illegal) && text.len() <= 255).then(|| text.to_owned())
+        };
+        let is_prefix = |text: &str| subject::check(text).is_ok().then(|| text.to_owned());
+        let name = self.optional("NATS_STREAM", NAME, is_name);
+        let consumer = self.required("NATS_CONSUMER", NAME, is_name);
+        let deliver = self.required("NATS_DELIVER", "new, all, last-per-subject, or an age such as 6h", |text| match text {
+            "new" => Some(Deliver::New),
+            "all" => Some(Deliver::All),
+            "last-per-subject" => Some(Deliver::LastPerSubject),
+            age => duration(1)(age).map(Deliver::Within),
+        });
+        let create = self.required("NATS_STREAM_CREATE", "true or false", |text| text.parse().ok());
+        let share = self.required("NATS_REPLICAS_SHARE", "true or false", |text| text.parse().ok());
+        let domain = self.optional("NATS_JETSTREAM_DOMAIN", NAME, is_name);
+        let prefix = self.optional("NATS_JETSTREAM_API_PREFIX", "a subject prefix such as JS.hub.API", is_prefix);
+        if domain.is_some() && prefix.is_some() {
+            self.mistakes.push("NATS_JETSTREAM_DOMAIN: NATS_JETSTREAM_API_PREFIX is set too; unset one".to_owned());
+        }
+        if self.environment.get("NATS_STREAM").is_none() {
+            for name in OTHERS.iter().filter(|name| self.environment.get(name).is_some()) {
+                self.mistakes.push(format!("{name}: has no effect without NATS_STREAM; set it, or unset this"));
+            }
+        }
+        let api_prefix = match (prefix, domain) {
+            (Some(prefix), _) => prefix,
+            (None, Some(domain)) => format!("$JS.{domain}.API"),
+            (None, None) => "$JS.API".to_owned(),
+        };
+        Some(Stream { name: name?, consumer: consumer?, deliver: deliver?, create: create?, share: share?, api_prefix })
     }
 
     fn plugins(&mut self, paths: Vec<PathBuf>) -> Option<Plugins> {
@@ -723,7 +831,7 @@ mod tests {
         assert_eq!((config.nats.queue_group, config.failed, config.http_listen), (None, None, None));
         assert_eq!((config.pending.messages, config.pending.bytes), (65_536, 64 << 20));
         assert_eq!((config.webhook.timeout, config.webhook.connect_timeout), (Duration::from_secs(30), Duration::from_secs(5)));
-        assert_eq!((config.webhook.max_attempts, config.webhook.retry_status.len(), config.webhook.headers.len()), (10, 0, 0));
+        assert_eq!((config.webhook.max_attempts, config.webhook.retry_status.len(), config.webhook.headers.len()), (Some(10), 0, 0));
         assert_eq!((config.max_in_flight, config.shutdown_grace), (128, Duration::from_secs(25)));
         assert_eq!((config.log.format, config.log.filter.as_str()), (None, "info"));
     }
@@ -777,7 +885,14 @@ mod tests {
         {
             assert_eq!(value("MAX_IN_FLIGHT", text, |config| config.max_in_flight), expected, "{text}");
         }
-        for (text, expected) in [("1", Some(1)), ("1000000", Some(1_000_000)), ("1000001", None), ("0", None), ("4294967296", None)] {
+        for (text, expected) in [
+            ("1", Some(Some(1))),
+            ("1000000", Some(Some(1_000_000))),
+            ("unlimited", Some(None)),
+            ("1000001", None),
+            ("0", None),
+            ("4294967296", None),
+        ] {
             assert_eq!(value("WEBHOOK_MAX_ATTEMPTS", text, |config| config.webhook.max_attempts), expected, "{text}");
         }
         for (text, expected) in [("1", Some(1)), ("10000000", Some(10_000_000)), ("10000001", None), ("0", None)] {

@@ -30,7 +30,8 @@ pub async fn run(
     metrics: &Metrics,
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
-    let mut intake = Intake { relay, limits: config.pending, metrics, losses: None };
+    let limits = config.nats.stream.is_none().then_some(config.pending);
+    let mut intake = Intake { relay, limits, metrics, losses: None };
     let mut stop = std::pin::pin!(stop);
     let mut ended_by_itself = false;
     loop {
@@ -60,12 +61,15 @@ pub async fn run(
     }
     intake.report_losses();
     let finished = timeout_at(deadline, relay.lanes.idle()).await.is_ok();
-    let unfinished = if finished { 0 } else { abandon(relay).await };
+    let is_stored = config.nats.stream.is_some();
+    let unfinished = if finished { 0 } else { abandon(relay, is_stored).await };
+    let is_denied = source.is_denied();
+    source.close().await;
     info!(received = metrics.received.get(), relayed = metrics.relayed.get(), lost = metrics.lost.get(), unfinished, "stopped");
-    if unfinished > 0 {
+    if unfinished > 0 && !is_stored {
         bail!("{unfinished} messages could not be finished within SHUTDOWN_GRACE");
     }
-    if ended_by_itself && source.is_denied() {
+    if ended_by_itself && is_denied {
         bail!("the NATS user may not subscribe to {} any more: grant it to the user", config.listen.wildcard());
     }
     if ended_by_itself {
@@ -76,7 +80,8 @@ pub async fn run(
 
 struct Intake<'a> {
     relay: &'a Arc<Relay>,
-    limits: Pending,
+    /// `None` where the source asks for no more than there is room for.
+    limits: Option<Pending>,
     metrics: &'a Metrics,
     losses: Option<Losses>,
 }
@@ -92,7 +97,8 @@ impl Intake<'_> {
     fn take(&mut self, message: Message) {
         let (messages, bytes) = self.relay.lanes.pending();
         // A message larger than the limit alone may still be the only one that waits.
-        if messages > 0 && (messages >= self.limits.messages || bytes + message.size() > self.limits.bytes) {
+        let is_full = |limits: Pending| messages > 0 && (messages >= limits.messages || bytes + message.size() > limits.bytes);
+        if self.limits.is_some_and(is_full) {
             self.metrics.lost.inc();
             let losses = self.losses.get_or_insert_with(|| Losses {
                 report_at: Instant::now() + REPORT_LOSS,
@@ -114,22 +120,26 @@ impl Intake<'_> {
     }
 
     fn report_losses(&mut self) {
-        let Some(Losses { messages, first_subject, .. }) = self.losses.take() else { return };
+        let (Some(Losses { messages, first_subject, .. }), Some(limits)) = (self.losses.take(), self.limits) else { return };
         self.metrics.gaps.inc();
         error!(
             messages,
             first_subject,
-            pending_messages = self.limits.messages,
-            pending_bytes = self.limits.bytes,
+            pending_messages = limits.messages,
+            pending_bytes = limits.bytes,
             "messages dropped: more would have waited than NATS_PENDING_MESSAGES and NATS_PENDING_BYTES allow"
         );
     }
 }
 
-/// Ends all lanes and settles what is left in them as failed. Returns how many.
-async fn abandon(relay: &Relay) -> usize {
+/// Ends all lanes and settles what is left in them as failed, unless it is stored and will be
+/// delivered to somebody else. Returns how many.
+async fn abandon(relay: &Relay, is_stored: bool) -> usize {
     relay.halt.cancel();
     let left = relay.lanes.abandon();
+    if is_stored {
+        return left.len();
+    }
     // Logging is done at the first poll of each; only the failed subject takes time.
     let settled = left.iter().map(|message| async {
         if timeout(LAST_WORDS, relay.settle(message, Err(Failure::Shutdown))).await.is_err() {

@@ -134,6 +134,7 @@ mod tests {
             payload: payload.into(),
             id: Id::unique(),
             failure_told: Default::default(),
+            stored: None,
         }
     }
 

@@ -35,6 +35,15 @@ struct Shared {
     changed: Notify,
 }
 
+/// What becomes of messages while there is no connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missed {
+    /// Nobody keeps them.
+    Perhaps,
+    /// A stream does.
+    Nothing,
+}
+
 /// The client in use: it reconnects for ever and subscribes again by itself. It is replaced
 /// only when it has ended, which it does by a panic over a message that it can not parse.
 #[derive(Default)]
@@ -50,6 +59,7 @@ struct Report {
     lost_at: Option<Instant>,
     reason_said: Option<Instant>,
     slow_consumer_said: bool,
+    denied_ack_said: bool,
     /// The connection in which the subscription is known to be active.
     subscribed_in: u64,
     denied_publishes: Vec<String>,
@@ -137,16 +147,20 @@ impl Link {
         self.current().client.as_ref().map_or(usize::MAX, Client::max_payload)
     }
 
-    /// Notes that the subscription is active in the connection `generation`, and reports the
-    /// gap if there was one before.
-    pub fn subscribed(&self, generation: u64) {
+    /// Notes that messages can arrive in the connection `generation`, and reports the gap if
+    /// there was one before.
+    pub fn subscribed(&self, generation: u64, missed: Missed) {
         let mut report = self.report();
         report.subscribed_in = generation;
-        if let Some(lost_at) = report.lost_at.take() {
-            self.0.metrics.reconnects.inc();
-            self.0.metrics.gaps.inc();
-            let gap_ms = lost_at.elapsed().as_millis() as u64;
-            error!(gap_ms, "reconnected to NATS; what was published meanwhile has not reached the relay");
+        let Some(lost_at) = report.lost_at.take() else { return };
+        self.0.metrics.reconnects.inc();
+        let gap_ms = lost_at.elapsed().as_millis() as u64;
+        match missed {
+            Missed::Perhaps => {
+                self.0.metrics.gaps.inc();
+                error!(gap_ms, "reconnected to NATS; what was published meanwhile has not reached the relay");
+            }
+            Missed::Nothing => warn!(gap_ms, "reconnected to NATS; the stream has kept what was published meanwhile"),
         }
     }
 
@@ -162,6 +176,17 @@ impl Link {
         let mut report = self.report();
         let found = report.denied_publishes.iter().position(|denied| denied == subject);
         found.map(|index| report.denied_publishes.swap_remove(index)).is_some()
+    }
+
+    /// Returns when the server denies a publish on `subject`.
+    pub async fn publish_denied(&self, subject: &str) {
+        loop {
+            let changed = self.0.changed.notified();
+            if self.take_denied_publish(subject) {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// Forgets denied publishes that nobody asks about any more.
@@ -215,7 +240,15 @@ impl Link {
             }
             Event::LameDuckMode => warn!("the NATS server is about to stop (lame duck mode)"),
             Event::ServerError(ServerError::Other(text)) => match denied(&text) {
-                Some((Denied::Publish, subject)) => report.denied_publishes.push(subject),
+                Some((Denied::Publish, subject)) => {
+                    if subject.starts_with("$JS.ACK.") && !std::mem::replace(&mut report.denied_ack_said, true) {
+                        error!(
+                            subject,
+                            "the NATS user may not acknowledge messages, so that they come again for ever: grant publish on $JS.ACK.>"
+                        );
+                    }
+                    report.denied_publishes.push(subject);
+                }
                 Some((Denied::Subscription, subject)) => report.denied_subscriptions.push(subject),
                 None => warn!(reason = text, "NATS server reported an error"),
             },

@@ -19,9 +19,28 @@ pub struct Message {
     pub id: Id,
     /// Whether its failure has been counted and logged, which happens once.
     pub failure_told: AtomicBool,
+    /// Where it is kept; `None` where it is nowhere but here.
+    pub stored: Option<Stored>,
+}
+
+/// A message's place in a stream.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    /// Its sequence.
+    pub sequence: u64,
+    /// Whether the stream no longer keeps it.
+    pub gone: Arc<AtomicBool>,
+    /// Why its headers could not be read, and are missing.
+    pub unreadable: Option<&'static str>,
 }
 
 impl Message {
+    /// Whether it was taken out of its stream while it was waiting here.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.stored.as_ref().is_some_and(|stored| stored.gone.load(Ordering::Relaxed))
+    }
+
     /// Takes the payload out of the connection's read buffer. A slice would keep all of the
     /// buffer alive, and what waits would occupy several times its size.
     #[must_use]
@@ -68,6 +87,13 @@ impl Id {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let process = PROCESS.get_or_init(|| std::iter::repeat_with(fastrand::alphanumeric).take(16).collect());
         Self(format!("msg_{process}{:06x}", COUNT.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// The identity of a message in a stream: the same each time that it is delivered, and
+    /// another one in a stream that has taken the name of one that was removed.
+    #[must_use]
+    pub fn stored(stream: &str, sequence: u64, stored_ns: i128) -> Self {
+        Self(format!("msg_{stream}_{sequence}_{stored_ns:x}"))
     }
 
     /// The identity as text, without dots (Standard Webhooks signs `id.timestamp.payload`).

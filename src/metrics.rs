@@ -20,6 +20,8 @@ pub struct FailedLabels {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[allow(non_camel_case_types, reason = "the names are label values")]
 pub enum Reason {
+    /// Its headers can not be read.
+    unreadable,
     /// A plugin failed.
     plugin,
     /// A destination did not accept it.
@@ -36,12 +38,13 @@ pub enum Reason {
 
 impl Reason {
     /// Every kind, so that each is counted from zero.
-    const ALL: [Self; 6] = [Self::plugin, Self::webhook, Self::too_large, Self::publish, Self::shutdown, Self::bug];
+    const ALL: [Self; 7] = [Self::unreadable, Self::plugin, Self::webhook, Self::too_large, Self::publish, Self::shutdown, Self::bug];
 
     /// The label's value, also used in logs and in headers of the failed subject.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
+            Self::unreadable => "unreadable",
             Self::plugin => "plugin",
             Self::webhook => "webhook",
             Self::too_large => "too_large",
@@ -118,6 +121,12 @@ pub struct Metrics {
     pub headers_dropped: Counter,
     /// Messages republished once more because the connection broke before the confirmation.
     pub republished_again: Counter,
+    /// Messages that the stream delivered again.
+    pub redelivered: Counter,
+    /// Messages that wait in the stream.
+    pub stream_pending: Gauge,
+    /// 1 while this replica is the one that works, where one does at a time.
+    pub active: Gauge,
     /// Seconds from a webhook call to its answer.
     pub webhook_seconds: WebhookSeconds,
     /// Seconds that calls of plugins take, instantiation included.
@@ -184,6 +193,9 @@ impl Metrics {
             "Messages republished once more because their confirmation was lost",
             self.republished_again.clone(),
         );
+        registry.register("messages_redelivered", "Messages that the stream delivered again", self.redelivered.clone());
+        registry.register("stream_messages_pending", "Messages that wait in the stream", self.stream_pending.clone());
+        registry.register("active", "1 while this replica is the one that works", self.active.clone());
         registry.register_with_unit(
             "webhook_call",
             "Time from a webhook call to its answer",

@@ -7,7 +7,7 @@ use anyhow::{anyhow, bail};
 use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event};
 use std::time::Duration;
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{error, warn};
 
 /// How soon after it another reason is mentioned; two that alternate are no news.
 const OTHER_REASON: Duration = Duration::from_secs(5);
@@ -47,6 +47,17 @@ pub async fn wait_for_client(config: &config::Nats, link: &Link) -> anyhow::Resu
         tokio::time::sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
         wait = (wait * 2).min(Duration::from_secs(2));
     }
+}
+
+/// A client in the place of one that has ended, to be handed to [`Link::replace`]. With one
+/// message that makes a client panic anybody could end the relay.
+///
+/// # Errors
+/// As [`wait_for_client`].
+pub async fn new_client(config: &config::Nats, link: &Link) -> anyhow::Result<Client> {
+    error!("the NATS client has failed, perhaps over a message that it cannot parse; connecting anew");
+    link.client_ended();
+    wait_for_client(config, link).await.inspect_err(|error| error!(%error, "cannot connect anew"))
 }
 
 /// Connects, or says in words why not.

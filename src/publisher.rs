@@ -3,18 +3,24 @@
 //! A publish is only queued by the client. NATS handles one connection's commands in order, so
 //! when a message to an inbox of our own comes back over the same connection, everything that
 //! was published before it has arrived. One such round trip proves all that waited for it.
+//! Where a stream captures what is published, it is the stream's own answer that counts.
 
 use crate::dead_letter::DeadLetter;
-use crate::link::Link;
+use crate::jetstream::ApiError;
+use crate::jetstream::capture::Capture;
+use crate::link::{Link, REMIND};
 use crate::message::Outbound;
 use crate::metrics::Metrics;
-use crate::subject::{MAX_SUBJECT_BYTES, Prefix};
+use crate::subject::MAX_SUBJECT_BYTES;
 use crate::webhook::Accepted;
-use async_nats::{HeaderMap, PublishError, PublishErrorKind, Subject, Subscriber};
+use async_nats::{Client, HeaderMap, Message, PublishError, PublishErrorKind, Request, RequestErrorKind, Subject, Subscriber};
 use futures_util::StreamExt;
-use std::sync::Arc;
+use serde_json::Value;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::bytes::Bytes;
 use tracing::{debug, warn};
 
@@ -23,6 +29,10 @@ const FIRST_ROUND_TRIP: Duration = Duration::from_secs(10);
 /// How often a message is published whose confirmation is lost with the connection. A server
 /// that goes takes one or two of these; more is a message that the server closes connections over.
 const MOST_TRIES: u32 = 10;
+/// How long a stream's answer may take.
+const UNANSWERED: Duration = Duration::from_secs(5);
+/// How soon after no answer, or a refusal, a message is published again.
+const UNANSWERED_AGAIN: Duration = Duration::from_millis(500);
 /// How many publishes may wait for their proof at once. When the server denies them, each is
 /// one event, and the client's event channel drops what is beyond 128.
 const MOST_UNPROVEN: usize = 100;
@@ -56,6 +66,9 @@ pub enum PublishFailure {
     /// The client refused it.
     #[error("cannot publish: {0}")]
     Refused(#[source] PublishError),
+    /// The stream that captures its subject will not have it.
+    #[error("the stream on {0} refuses it: {1}")]
+    NotStored(Subject, String),
 }
 
 /// Publishes messages, each confirmed.
@@ -65,6 +78,9 @@ pub struct Publisher {
     /// `None` where the user may not use an inbox: then nothing can be proven.
     round_trips: Option<mpsc::UnboundedSender<Waiting>>,
     unproven: Arc<Semaphore>,
+    /// JetStream mode: what streams capture.
+    capture: Option<Capture>,
+    unanswered_said: Arc<Mutex<Option<Instant>>>,
     metrics: Metrics,
 }
 
@@ -74,6 +90,16 @@ struct Waiting {
     /// The connection that was there before the publish.
     generation: u64,
     answer: oneshot::Sender<Proof>,
+}
+
+/// What became of one try to publish.
+enum Outcome {
+    Proof(Proof),
+    Failed(PublishFailure),
+    /// A stream said no, and why.
+    NotStored(String),
+    /// A stream said nothing.
+    Unanswered,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -89,7 +115,7 @@ impl Publisher {
     ///
     /// # Errors
     /// When the client has ended.
-    pub async fn open(link: Link, metrics: &Metrics) -> anyhow::Result<Self> {
+    pub async fn open(link: Link, capture: Option<Capture>, metrics: &Metrics) -> anyhow::Result<Self> {
         let (number, client) = link.client().await;
         let inbox = Subject::from(client.new_inbox());
         let mut returns = client.subscribe(inbox.clone()).await?;
@@ -99,7 +125,7 @@ impl Publisher {
         let allowed = tokio::select! {
             round_trip = round_trip => round_trip.is_ok(),
             () = link.subscription_denied(&inbox) => false,
-            () = publish_denied(&link, &inbox) => false,
+            () = link.publish_denied(&inbox) => false,
         };
         let round_trips = if allowed {
             let (sender, receiver) = mpsc::unbounded_channel();
@@ -109,7 +135,8 @@ impl Publisher {
             warn!("the NATS user may not publish and subscribe on _INBOX.>: relayed messages are sent but not confirmed");
             None
         };
-        Ok(Self { link, round_trips, unproven: Arc::new(Semaphore::new(MOST_UNPROVEN)), metrics: metrics.clone() })
+        let unproven = Arc::new(Semaphore::new(MOST_UNPROVEN));
+        Ok(Self { link, round_trips, unproven, capture, unanswered_said: Arc::default(), metrics: metrics.clone() })
     }
 
     /// Publishes a message that every destination has accepted, until it is confirmed.
@@ -132,43 +159,119 @@ impl Publisher {
         if message.subject.len() > MAX_SUBJECT_BYTES {
             return Err(PublishFailure::SubjectTooLong(message.subject.len()));
         }
-        let _unproven = self.unproven.acquire().await;
-        for _ in 0..MOST_TRIES {
+        let (mut lost, mut refused) = (0, 0);
+        loop {
             let generation = self.link.connected().await;
             let (_, client) = self.link.client().await;
-            let Outbound { subject, headers, payload } = message.clone();
-            let proof = match client.publish_with_headers(subject.clone(), headers, payload).await {
-                Ok(()) => self.round_trip(subject, generation).await,
-                Err(error) if error.kind() == PublishErrorKind::MaxPayloadExceeded => return Err(PublishFailure::TooLarge),
-                Err(error) if error.kind() == PublishErrorKind::InvalidSubject => return Err(PublishFailure::Refused(error)),
-                Err(_) => {
-                    // The client has ended; the source replaces it.
-                    self.link.replaced(generation).await;
-                    Proof::Unknown
-                }
+            let outcome = match self.capture.as_ref().is_some_and(|capture| capture.has(&message.subject)) {
+                true => self.store(&client, &message, generation).await,
+                false => self.send(&client, &message, generation).await,
             };
-            match proof {
-                Proof::Arrived => return Ok(Confirmed(message.subject)),
-                Proof::Denied => return Err(PublishFailure::NotPermitted(message.subject)),
-                Proof::Unknown => {
+            match outcome {
+                Outcome::Proof(Proof::Arrived) => return Ok(Confirmed(message.subject)),
+                Outcome::Proof(Proof::Denied) => return Err(PublishFailure::NotPermitted(message.subject)),
+                Outcome::Failed(failure) => return Err(failure),
+                Outcome::Proof(Proof::Unknown) => {
+                    lost += 1;
+                    if lost == MOST_TRIES {
+                        return Err(PublishFailure::Unconfirmed);
+                    }
                     self.metrics.republished_again.inc();
                     debug!(subject = %message.subject, "connection lost before the confirmation, publishing again");
                 }
+                Outcome::NotStored(reason) => {
+                    refused += 1;
+                    if refused == MOST_TRIES {
+                        return Err(PublishFailure::NotStored(message.subject, reason));
+                    }
+                    tokio::time::sleep(UNANSWERED_AGAIN * refused).await;
+                }
+                Outcome::Unanswered => {
+                    self.say_unanswered(&message.subject);
+                    self.metrics.republished_again.inc();
+                    tokio::time::sleep(UNANSWERED_AGAIN).await;
+                    // Perhaps there is no such stream any more.
+                    let _ = self.find_streams().await;
+                }
             }
         }
-        Err(PublishFailure::Unconfirmed)
     }
 
-    /// Whether the user may publish below `prefix`, without sending anything to subscribers.
+    /// Publishes, and proves it by a round trip.
+    async fn send(&self, client: &Client, message: &Outbound, generation: u64) -> Outcome {
+        let _unproven = self.unproven.acquire().await;
+        let Outbound { subject, headers, payload } = message.clone();
+        match client.publish_with_headers(subject.clone(), headers, payload).await {
+            Ok(()) => Outcome::Proof(self.round_trip(subject, generation).await),
+            Err(error) if error.kind() == PublishErrorKind::MaxPayloadExceeded => Outcome::Failed(PublishFailure::TooLarge),
+            Err(error) if error.kind() == PublishErrorKind::InvalidSubject => Outcome::Failed(PublishFailure::Refused(error)),
+            Err(_) => self.client_ended(generation).await,
+        }
+    }
+
+    /// Publishes to a stream, which says when it has the message. The round trip tells beside
+    /// that if the user may not publish: then nobody says anything.
+    async fn store(&self, client: &Client, message: &Outbound, generation: u64) -> Outcome {
+        let mut unproven = self.unproven.acquire().await.ok();
+        let Outbound { subject, headers, payload } = message.clone();
+        let request = Request::new().headers(headers).payload(payload).timeout(Some(UNANSWERED));
+        let mut answer = pin!(client.send_request(subject.clone(), request));
+        let mut round_trip = pin!(self.round_trip(subject.clone(), generation));
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut answer => return match answer {
+                    Ok(answer) => stored(&answer),
+                    Err(error) => match error.kind() {
+                        RequestErrorKind::TimedOut | RequestErrorKind::NoResponders => Outcome::Unanswered,
+                        RequestErrorKind::MaxPayloadExceeded => Outcome::Failed(PublishFailure::TooLarge),
+                        RequestErrorKind::InvalidSubject => Outcome::Failed(PublishFailure::NotStored(subject, error.to_string())),
+                        RequestErrorKind::Other => self.client_ended(generation).await,
+                    },
+                },
+                proof = &mut round_trip, if unproven.is_some() => match proof {
+                    Proof::Arrived => unproven = None,
+                    proof => return Outcome::Proof(proof),
+                },
+            }
+        }
+    }
+
+    /// The client has ended; the source replaces it.
+    async fn client_ended(&self, generation: u64) -> Outcome {
+        self.link.replaced(generation).await;
+        Outcome::Proof(Proof::Unknown)
+    }
+
+    fn say_unanswered(&self, subject: &Subject) {
+        let mut said = self.unanswered_said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.is_none_or(|said| said.elapsed() >= REMIND) {
+            *said = Some(Instant::now());
+            warn!(%subject, "the stream that captures what is published does not answer, trying again");
+        }
+    }
+
+    /// Finds out which streams capture what is published, again after a reconnect.
+    ///
+    /// # Errors
+    /// When JetStream does not answer; what was known stays.
+    pub async fn find_streams(&self) -> Result<(), ApiError> {
+        match &self.capture {
+            Some(capture) => capture.find().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the user may publish on `subject`, without sending anything to subscribers.
     ///
     /// nats-server 2.11 and later check the permission of a message that is only traced
     /// (`Nats-Trace-Only`, ADR-41) and deliver it to nobody. Of older servers nothing is asked.
-    pub async fn may_publish(&self, prefix: &Prefix) -> bool {
+    pub async fn may_publish(&self, subject: String) -> bool {
         let (_, client) = self.link.client().await;
         if self.round_trips.is_none() || !client.is_server_compatible(2, 11, 0) {
             return true;
         }
-        let subject = Subject::from(prefix.subject("nats-webhook-relay-permission-check"));
+        let subject = Subject::from(subject);
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Trace-Dest", client.new_inbox());
         headers.insert("Nats-Trace-Only", "true");
@@ -192,7 +295,7 @@ impl Publisher {
         if subscriber.is_ok() && published.is_ok() {
             tokio::select! {
                 () = self.link.subscription_denied(&inbox) => {}
-                () = publish_denied(&self.link, &inbox) => {}
+                () = self.link.publish_denied(&inbox) => {}
                 () = self.link.replaced(generation) => {}
                 () = tokio::time::sleep(FIRST_ROUND_TRIP) => {}
             }
@@ -275,9 +378,16 @@ async fn came_back(returns: &mut Subscriber, number: u64, generation: u64, link:
     }
 }
 
-async fn publish_denied(link: &Link, subject: &str) {
-    while !link.take_denied_publish(subject) {
-        tokio::time::sleep(Duration::from_millis(10)).await;
+/// What a stream's answer to a publish says (PubAck, ADR-1). A message that it had already is stored.
+fn stored(answer: &Message) -> Outcome {
+    let answer: Value = serde_json::from_slice(&answer.payload).unwrap_or_default();
+    match (answer.get("error"), answer.get("stream")) {
+        (Some(error), _) => {
+            let description = error.get("description").and_then(Value::as_str).unwrap_or("no reason was given");
+            Outcome::NotStored(description.to_owned())
+        }
+        (None, Some(_)) => Outcome::Proof(Proof::Arrived),
+        (None, None) => Outcome::NotStored("somebody else has answered in its place".to_owned()),
     }
 }
 

@@ -7,6 +7,7 @@
 use crate::config::Config;
 use crate::dead_letter::dead_letter;
 use crate::headers;
+use crate::jetstream::held::{Ack, Held};
 use crate::lane::{Lanes, Slot};
 use crate::link::Link;
 use crate::message::{Message, Outbound};
@@ -20,10 +21,14 @@ use futures_util::FutureExt;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio_util::bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
+
+/// How long a stored message waits that could not be published on the failed subject.
+const FAILED_AGAIN: Duration = Duration::from_secs(10);
 
 /// Everything that relaying needs, shared by all lanes.
 pub struct Relay {
@@ -35,6 +40,7 @@ pub struct Relay {
     webhook: Webhook,
     publisher: Publisher,
     link: Link,
+    held: Option<Held>,
     metrics: Metrics,
     /// What has been received and not been settled.
     pub lanes: Lanes,
@@ -56,6 +62,9 @@ pub enum Failure {
     /// Its subject is too long to be republished.
     #[error("the relayed subject would have {0} bytes, at most {MAX_SUBJECT_BYTES} can be published")]
     SubjectTooLong(usize),
+    /// Its headers are not ones that the client library can read.
+    #[error("{0}, so that NATS clients cannot read the message")]
+    Unreadable(&'static str),
     /// A plugin failed, or decided so.
     #[error("{0}")]
     Plugin(Stopped),
@@ -81,6 +90,7 @@ impl Relay {
         webhook: Webhook,
         publisher: Publisher,
         link: &Link,
+        held: Option<Held>,
         metrics: &Metrics,
     ) -> Self {
         Self {
@@ -92,6 +102,7 @@ impl Relay {
             webhook,
             publisher,
             link: link.clone(),
+            held,
             metrics: metrics.clone(),
             lanes: Lanes::new(metrics),
             halt: CancellationToken::new(),
@@ -133,6 +144,9 @@ impl Relay {
     /// What will be sent to the webhook, and what will be republished once that is accepted.
     /// Whatever can be known to fail fails here, before the message has had any effect.
     async fn prepare(&self, message: &Arc<Message>) -> Result<Delivery, Failure> {
+        if let Some(why) = message.stored.as_ref().and_then(|stored| stored.unreadable) {
+            return Err(Failure::Unreadable(why));
+        }
         let tail = self.listen.tail(&message.subject).unwrap_or(&message.subject);
         let limit = self.link.max_payload();
         let shaped = match &self.plugins {
@@ -144,16 +158,19 @@ impl Relay {
         Ok(Delivery::new(message, shaped.body, shaped.headers, relayed, &self.metrics))
     }
 
-    /// Counts and logs what became of a message; a failed one goes to the failed subject.
+    /// Counts and logs what became of a message; a failed one goes to the failed subject. After
+    /// that, and not before, the stream is told that it is done with.
     pub async fn settle(&self, message: &Message, result: Result<Confirmed, Failure>) {
-        match result {
+        let ack = match result {
             Ok(confirmed) => {
                 self.metrics.relayed.inc();
                 info!(subject = %message.subject, id = %message.id, relayed = %confirmed.subject(), "relayed");
+                Ack::Done
             }
             Err(Failure::Plugin(Stopped { plugin, hook, why: Why::Rejected(reason) })) => {
                 self.metrics.rejected.inc();
                 info!(subject = %message.subject, id = %message.id, %plugin, %hook, reason, "rejected");
+                Ack::Done
             }
             Err(failure) => {
                 if !message.failure_told.swap(true, Ordering::Relaxed) {
@@ -162,16 +179,26 @@ impl Relay {
                     error!(subject = %message.subject, id = %message.id, reason = reason.label(), error = %failure, "not relayed");
                 }
                 self.publish_failed(message, &failure).await;
+                Ack::Terminated
             }
+        };
+        if let (Some(held), Some(stored)) = (&self.held, &message.stored) {
+            held.settle(stored.sequence, ack).await;
         }
     }
 
     async fn publish_failed(&self, message: &Message, failure: &Failure) {
         let Some(prefix) = &self.failed else { return };
         let tail = self.listen.tail(&message.subject).unwrap_or(&message.subject);
-        let letter = dead_letter(prefix.subject(tail), message, failure, self.link.max_payload());
-        if let Err(error) = self.publisher.publish_failed(letter).await {
+        loop {
+            let letter = dead_letter(prefix.subject(tail), message, failure, self.link.max_payload());
+            let Err(error) = self.publisher.publish_failed(letter).await else { return };
             self.not_published_failed(message, &error);
+            if message.stored.is_none() {
+                return;
+            }
+            // The stream keeps it for as long as it takes.
+            tokio::time::sleep(FAILED_AGAIN).await;
         }
     }
 
@@ -215,6 +242,7 @@ impl Failure {
     #[must_use]
     pub fn reason(&self) -> Reason {
         match self {
+            Self::Unreadable(_) => Reason::unreadable,
             Self::Plugin(_) => Reason::plugin,
             Self::Webhook(_) => Reason::webhook,
             Self::TooLarge { .. } | Self::SubjectTooLong(_) => Reason::too_large,

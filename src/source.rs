@@ -1,141 +1,73 @@
 //! Intake: where messages come from.
-//!
-//! Core NATS: one subscription to everything below the prefix, at most once. What is in the
-//! subscription's buffer is moved on at every turn, so that it is the relay's own limits that
-//! decide what may wait.
 
-use crate::config;
+use crate::config::Config;
+use crate::jetstream::held::Held;
+use crate::jetstream::pull::Pull;
 use crate::link::Link;
-use crate::message::{Id, Message};
-use crate::nats;
+use crate::message::Message;
+use crate::metrics::Metrics;
 use crate::publisher::Publisher;
-use crate::subject::Prefix;
-use anyhow::{Context, bail};
-use async_nats::{Client, SubscribeError, Subscriber};
-use futures_util::StreamExt;
-use std::pin::Pin;
-use std::sync::atomic::AtomicBool;
-use tracing::error;
+use crate::subscription::Subscription;
 
-/// A subscription.
-pub struct Source {
-    config: config::Nats,
-    subject: String,
-    link: Link,
-    publisher: Publisher,
-    subscriber: Subscriber,
-    stopped: bool,
-    /// Resolves, once stopped, when no message can arrive any more.
-    last: Pin<Box<dyn Future<Output = ()> + Send>>,
+/// One of the two ways in.
+pub enum Source {
+    /// Core NATS.
+    Subscription(Subscription),
+    /// JetStream.
+    Stream(Box<Pull>),
 }
 
 impl Source {
-    /// Subscribes, and returns when the server has the subscription.
+    /// Returns when messages can arrive.
     ///
     /// # Errors
-    /// When the user may not subscribe.
-    pub async fn open(config: &config::Nats, listen: &Prefix, link: &Link, publisher: &Publisher) -> anyhow::Result<Self> {
-        let subject = listen.wildcard();
-        let generation = link.connected().await;
-        let (_, client) = link.client().await;
-        let subscriber = subscribe(&client, &subject, config).await.with_context(|| format!("cannot subscribe to {subject}"))?;
-        publisher.handled().await;
-        if link.is_subscription_denied(&subject) {
-            bail!("the NATS user may not subscribe to {subject}: grant it to the user");
-        }
-        link.subscribed(generation);
-        tokio::spawn(watch(link.clone(), publisher.clone(), generation));
-        Ok(Self {
-            config: config.clone(),
-            subject,
-            link: link.clone(),
-            publisher: publisher.clone(),
-            subscriber,
-            stopped: false,
-            last: Box::pin(std::future::pending()),
+    /// When the user may not have them, or there is no stream or consumer to have them from.
+    pub async fn open(config: &Config, link: &Link, publisher: &Publisher, metrics: &Metrics) -> anyhow::Result<Self> {
+        Ok(match &config.nats.stream {
+            None => Self::Subscription(Subscription::open(&config.nats, &config.listen, link, publisher).await?),
+            Some(stream) => Self::Stream(Box::new(Pull::open(config, stream, link, publisher, metrics).await?)),
         })
     }
 
     /// The next message; `None` when there will be none, because of [`Self::stop`] or because
-    /// the server has ended the subscription.
+    /// the server has ended it.
     pub async fn next(&mut self) -> Option<Message> {
-        loop {
-            let message = tokio::select! {
-                biased;
-                message = self.subscriber.next() => message,
-                () = self.link.subscription_denied(&self.subject) => return None,
-                () = &mut self.last => return None,
-            };
-            match message {
-                Some(message) => {
-                    return Some(Message {
-                        subject: message.subject.as_str().into(),
-                        headers: message.headers.unwrap_or_default(),
-                        payload: message.payload,
-                        id: Id::unique(),
-                        failure_told: AtomicBool::new(false),
-                    });
-                }
-                None if self.stopped => return None,
-                None => self.subscribe_anew().await.ok()?,
-            }
+        match self {
+            Self::Subscription(subscription) => subscription.next().await,
+            Self::Stream(pull) => pull.next().await,
         }
     }
 
-    /// The client has ended. With one message that makes it panic anybody could end the relay,
-    /// so another client takes its place.
-    async fn subscribe_anew(&mut self) -> anyhow::Result<()> {
-        error!("the NATS client has failed, perhaps over a message that it cannot parse; connecting anew");
-        self.link.client_ended();
-        let client = nats::wait_for_client(&self.config, &self.link).await.inspect_err(|error| error!(%error, "cannot connect anew"))?;
-        self.subscriber = subscribe(&client, &self.subject, &self.config).await?;
-        self.link.replace(client);
-        Ok(())
+    /// Asks for no more; what is on its way is still returned by [`Self::next`].
+    pub async fn stop(&mut self) {
+        match self {
+            Self::Subscription(subscription) => subscription.stop().await,
+            Self::Stream(pull) => pull.stop(),
+        }
     }
 
-    /// Ends the subscription; what the server has sent before is still returned by [`Self::next`].
-    pub async fn stop(&mut self) {
-        self.stopped = true;
-        // The client's own `drain` and `unsubscribe` forget the subscription at once, and with it
-        // the messages that are on their way. A maximum leaves it in place at the client, and
-        // this one nats-server takes for none at all, so that it ends the subscription.
-        // It fails only when the client has ended, and then `next` says so.
-        let _ = self.subscriber.unsubscribe_after(u64::MAX).await;
-        self.last = Box::pin(nothing_more(self.link.clone(), self.publisher.clone()));
+    /// Gives back what is not settled, and returns when the server knows all that was said.
+    pub async fn close(self) {
+        if let Self::Stream(pull) = self {
+            pull.close().await;
+        }
+    }
+
+    /// What is to be settled at a stream.
+    #[must_use]
+    pub fn held(&self) -> Option<Held> {
+        match self {
+            Self::Subscription(_) => None,
+            Self::Stream(pull) => Some(pull.held()),
+        }
     }
 
     /// Whether the server has ended the subscription because the user may not have it.
     #[must_use]
     pub fn is_denied(&self) -> bool {
-        self.link.is_subscription_denied(&self.subject)
-    }
-}
-
-async fn subscribe(client: &Client, subject: &str, config: &config::Nats) -> Result<Subscriber, SubscribeError> {
-    match &config.queue_group {
-        Some(group) => client.queue_subscribe(subject.to_owned(), group.clone()).await,
-        None => client.subscribe(subject.to_owned()).await,
-    }
-}
-
-/// Returns when all that the server sent before has arrived, or can not arrive any more.
-async fn nothing_more(link: Link, publisher: Publisher) {
-    tokio::select! {
-        biased;
-        () = link.disconnected() => {}
-        () = publisher.handled() => {}
-    }
-}
-
-/// Finds out after each reconnect when the subscription is active again: the client sends it
-/// before anything else, so a round trip proves it.
-async fn watch(link: Link, publisher: Publisher, mut generation: u64) {
-    loop {
-        link.replaced(generation).await;
-        generation = link.connected().await;
-        publisher.handled().await;
-        if link.generation() == generation {
-            link.subscribed(generation);
+        match self {
+            Self::Subscription(subscription) => subscription.is_denied(),
+            Self::Stream(_) => false,
         }
     }
 }

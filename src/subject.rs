@@ -90,6 +90,34 @@ impl Prefix {
     }
 }
 
+/// Whether every subject that `inner` stands for also belongs to `outer`. Both may have the
+/// wildcards `*` (one token) and `>` (one or more tokens at the end).
+#[must_use]
+pub fn covers(outer: &str, inner: &str) -> bool {
+    let (mut outer, mut inner) = (outer.split('.'), inner.split('.'));
+    loop {
+        match (outer.next(), inner.next()) {
+            (None, None) | (Some(">"), Some(_)) => return true,
+            (Some("*"), Some(token)) if token != ">" => {}
+            (Some(a), Some(b)) if a == b && a != ">" => {}
+            _ => return false,
+        }
+    }
+}
+
+/// Whether some subject belongs to both `a` and `b`, either of which may have wildcards.
+#[must_use]
+pub fn meets(a: &str, b: &str) -> bool {
+    let (mut a, mut b) = (a.split('.'), b.split('.'));
+    loop {
+        match (a.next(), b.next()) {
+            (None, None) | (Some(">"), Some(_)) | (Some(_), Some(">")) => return true,
+            (Some(x), Some(y)) if x == y || x == "*" || y == "*" => {}
+            _ => return false,
+        }
+    }
+}
+
 impl fmt::Display for Prefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -103,6 +131,32 @@ mod tests {
 
     fn prefix(text: &str) -> Prefix {
         Prefix::parse(text).unwrap()
+    }
+
+    #[test]
+    fn a_pattern_covers_what_lies_within_it_and_meets_what_it_shares() {
+        for (outer, inner, covered, met) in [
+            ("cms.>", "cms.cache.>", true, true),
+            ("cms.cache.>", "cms.cache.>", true, true),
+            ("cms.cache.*", "cms.cache.>", false, true),
+            ("cms.cache.article.>", "cms.cache.>", false, true),
+            (">", "cms.cache.>", true, true),
+            ("*.cache.>", "cms.cache.>", true, true),
+            ("cms.*.a", "cms.cache.>", false, true),
+            ("cms.cachet.>", "cms.cache.>", false, false),
+            ("cms.cache", "cms.cache.>", false, false),
+            ("cms.>", "cms", false, false),
+            ("cms.*", "cms.a", true, true),
+            ("cms.*", "cms.a.b", false, false),
+            ("cms.a.b", "cms.a.b", true, true),
+            ("cms.a", "cms.a.b", false, false),
+            ("*", "*", true, true),
+            ("*", ">", false, true),
+        ] {
+            assert_eq!(covers(outer, inner), covered, "{outer} covers {inner}");
+            assert_eq!(meets(outer, inner), met, "{outer} meets {inner}");
+            assert_eq!(meets(inner, outer), met, "{inner} meets {outer}");
+        }
     }
 
     #[test]

@@ -39,7 +39,7 @@ const POOL_IDLE: Duration = Duration::from_secs(4);
 pub struct Webhook {
     endpoints: Vec<Endpoint>,
     timeout: Duration,
-    max_attempts: u32,
+    max_attempts: Option<u32>,
     retry_status: Vec<StatusCode>,
     metrics: Metrics,
 }
@@ -253,7 +253,7 @@ impl Webhook {
                 return Ok(());
             }
             let error = outcome.describe();
-            if verdict == Verdict::Refused || attempt >= self.max_attempts {
+            if verdict == Verdict::Refused || self.max_attempts.is_some_and(|most| attempt >= most) {
                 return Err(Refusal { destination: endpoint.destination.to_string(), status, error, attempts: attempt });
             }
             self.metrics.retries.inc();
@@ -264,6 +264,10 @@ impl Webhook {
             );
             endpoint.outage.failed(&error);
             tokio::time::sleep(wait).await;
+            if message.is_gone() {
+                let error = format!("{error}; the stream no longer keeps the message");
+                return Err(Refusal { destination: endpoint.destination.to_string(), status, error, attempts: attempt });
+            }
             working = slot.enter().await;
             attempt += 1;
         }

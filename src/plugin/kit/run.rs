@@ -75,6 +75,7 @@ pub async fn run(config: Plugins, environment: &Environment, matches: &ArgMatche
         payload: payload.into(),
         id: Id::unique(),
         failure_told: false.into(),
+        stored: None,
     });
 
     let output = Arc::new(Mutex::new(Vec::new()));

@@ -1,0 +1,145 @@
+//! JetStream: the API that a stream and its consumer are managed with (ADR-1, ADR-31).
+//!
+//! Requests and answers are JSON and stay so here: what an operator or a newer server has set
+//! in a configuration is passed on as it is.
+
+pub mod capture;
+pub mod consumer;
+pub mod held;
+pub mod pull;
+pub mod unreadable;
+
+use crate::config;
+use crate::link::Link;
+use async_nats::jetstream::Context;
+use async_nats::jetstream::context::{ContextBuilder, RequestErrorKind};
+use serde_json::Value;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// How long an answer may take; a cluster without a leader gives none.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// The API through the connection in use. Clones share it.
+#[derive(Clone)]
+pub struct Api {
+    link: Link,
+    prefix: Arc<str>,
+    context: Arc<Mutex<Option<(u64, Context)>>>,
+}
+
+/// Why a request to the API came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// Nobody listens where the API should be.
+    #[error("JetStream is not switched on: start nats-server with -js, or put jetstream {{}} into its configuration (asked {0})")]
+    Off(String),
+    /// The user may not ask.
+    #[error("the NATS user may not publish on {0}: grant it to the user")]
+    Denied(String),
+    /// The server said no.
+    #[error("{description} (JetStream error {code})")]
+    Refused {
+        /// The server's number for it (`err_code`).
+        code: u64,
+        /// Its words.
+        description: String,
+    },
+    /// There was no answer, or none that can be understood.
+    #[error("JetStream does not answer ({0})")]
+    NoAnswer(String),
+}
+
+impl ApiError {
+    /// JetStream's number for what happened.
+    #[must_use]
+    pub fn code(&self) -> Option<u64> {
+        match self {
+            Self::Refused { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+
+    /// Whether the same request may succeed a moment later: the cluster is busy with itself.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::NoAnswer(_) => true,
+            // No quorum, not leader, temporarily unavailable, insufficient resources.
+            Self::Refused { code, .. } => [10_003, 10_004, 10_006, 10_007, 10_008, 10_009, 10_023, 10_074].contains(code),
+            Self::Off(_) | Self::Denied(_) => false,
+        }
+    }
+}
+
+impl Api {
+    /// The API of `config`'s domain.
+    #[must_use]
+    pub fn new(config: &config::Stream, link: &Link) -> Self {
+        Self { link: link.clone(), prefix: config.api_prefix.as_str().into(), context: Arc::default() }
+    }
+
+    /// The client library's view of JetStream, through the client in use.
+    pub async fn context(&self) -> Context {
+        let (number, client) = self.link.client().await;
+        let mut current = self.context.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*current {
+            Some((of, context)) if *of == number => context.clone(),
+            _ => {
+                let context = ContextBuilder::new().api_prefix(self.prefix.as_ref()).timeout(ANSWER).build(client);
+                *current = Some((number, context.clone()));
+                context
+            }
+        }
+    }
+
+    /// Whether the server can let one client of a group work at a time (ADR-42).
+    pub async fn knows_priorities(&self) -> bool {
+        self.link.client().await.1.is_server_compatible(2, 11, 0)
+    }
+
+    /// The whole subject of a request.
+    #[must_use]
+    pub fn subject(&self, request: &str) -> String {
+        [self.prefix.as_ref(), ".", request].concat()
+    }
+
+    /// Asks and waits for the answer.
+    ///
+    /// # Errors
+    /// What the server answered instead, or that it did not.
+    pub async fn call(&self, request: &str, body: &Value) -> Result<Value, ApiError> {
+        let context = self.context().await;
+        let subject = self.subject(request);
+        let asked = context.request::<_, _, Value>(request.to_owned(), body);
+        let mut answer = tokio::select! {
+            answer = asked => answer.map_err(|error| match error.kind() {
+                RequestErrorKind::NoResponders => ApiError::Off(subject),
+                _ => ApiError::NoAnswer(error.to_string()),
+            })?,
+            () = self.link.publish_denied(&subject) => return Err(ApiError::Denied(subject)),
+        };
+        match answer.get_mut("error").map(Value::take) {
+            None => Ok(answer),
+            Some(error) => Err(ApiError::Refused {
+                code: number(&error, "/err_code"),
+                description: error.get("description").and_then(Value::as_str).unwrap_or("no description").to_owned(),
+            }),
+        }
+    }
+}
+
+/// The number at `pointer` (RFC 6901); 0 where there is none, as Go leaves zeros out.
+fn number(value: &Value, pointer: &str) -> u64 {
+    value.pointer(pointer).and_then(Value::as_u64).unwrap_or(0)
+}
+
+/// The text at `pointer` (RFC 6901); empty where there is none.
+fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
+    value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// The texts of the list at `pointer` (RFC 6901).
+fn texts<'a>(value: &'a Value, pointer: &str) -> impl Iterator<Item = &'a str> {
+    value.pointer(pointer).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
+}

@@ -1,0 +1,67 @@
+//! Which of the subjects that the relay publishes on are captured by a stream.
+//!
+//! A stream says by itself that it has a message (a PubAck), which proves more than a round
+//! trip does: that the message is kept, and by a quorum where the stream has replicas.
+
+use super::{Api, ApiError, number, texts};
+use crate::subject::{covers, meets};
+use serde_json::{Value, json};
+use std::sync::{Arc, Mutex, PoisonError};
+use tracing::{debug, warn};
+
+/// The captured ones among some subjects. Clones share them.
+#[derive(Clone)]
+pub struct Capture {
+    api: Api,
+    /// What the relay publishes on, with a wildcard at the end.
+    published: Arc<[String]>,
+    captured: Arc<Mutex<Vec<String>>>,
+}
+
+impl Capture {
+    /// Nothing is known yet about the subjects `published`.
+    #[must_use]
+    pub fn new(api: Api, published: Vec<String>) -> Self {
+        Self { api, published: published.into(), captured: Arc::default() }
+    }
+
+    /// Asks which streams there are. A user who may not is told so.
+    ///
+    /// # Errors
+    /// When there is no answer; what was known stays.
+    pub async fn find(&self) -> Result<(), ApiError> {
+        let mut captured = Vec::new();
+        for published in self.published.iter() {
+            let mut offset = 0;
+            loop {
+                let page = match self.api.call("STREAM.LIST", &json!({ "subject": published, "offset": offset })).await {
+                    Err(ApiError::Denied(subject)) => {
+                        warn!(
+                            subject,
+                            "the NATS user may not list streams: what is published is confirmed by a round trip, not by a stream"
+                        );
+                        return Ok(());
+                    }
+                    page => page?,
+                };
+                let streams = page.get("streams").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+                for stream in streams.iter().filter(|stream| stream.pointer("/config/no_ack") != Some(&json!(true))) {
+                    captured.extend(texts(stream, "/config/subjects").filter(|subjects| meets(subjects, published)).map(str::to_owned));
+                }
+                offset += streams.len() as u64;
+                if streams.is_empty() || offset >= number(&page, "/total") {
+                    break;
+                }
+            }
+        }
+        debug!(subjects = captured.join(" "), "subjects captured by streams");
+        *self.captured.lock().unwrap_or_else(PoisonError::into_inner) = captured;
+        Ok(())
+    }
+
+    /// Whether a stream will say that it has what is published on `subject`.
+    #[must_use]
+    pub fn has(&self, subject: &str) -> bool {
+        self.captured.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|captured| covers(captured, subject))
+    }
+}

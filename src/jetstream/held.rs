@@ -1,0 +1,240 @@
+//! What the stream has handed out to this process and not been told the end of.
+//!
+//! A message that is delivered again while it is still here, or whose acknowledgement was
+//! lost, is known by its sequence in the stream and not relayed once more. While a message
+//! waits or is worked on, the server is told so, and does not give it to anybody else.
+
+use crate::link::Link;
+use async_nats::Subject;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::bytes::Bytes;
+
+/// How a message ends at its consumer (the acknowledgements of ADR-15).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ack {
+    /// It is relayed, or a plugin has decided that it is not to be.
+    Done,
+    /// It has failed for good and is not to be delivered again.
+    Terminated,
+    /// It was not begun or not finished: somebody else is to have it.
+    GivenBack,
+}
+
+impl Ack {
+    fn payload(self) -> Bytes {
+        Bytes::from_static(match self {
+            Self::Done => b"+ACK",
+            Self::Terminated => b"+TERM",
+            Self::GivenBack => b"-NAK",
+        })
+    }
+}
+
+/// What a delivery is to this process.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// A message to relay.
+    New,
+    /// A message that is being worked on or waits for it.
+    Known,
+    /// A message that is settled: what the server was told of it has been lost.
+    Settled(Ack),
+}
+
+/// The messages of one consumer. Clones share them.
+#[derive(Clone)]
+pub struct Held(Arc<Shared>);
+
+struct Shared {
+    link: Link,
+    state: Mutex<State>,
+    settled: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    /// By sequence in the stream.
+    unsettled: BTreeMap<u64, Unsettled>,
+    /// Settled, and perhaps the server does not know.
+    settled: BTreeMap<u64, Ack>,
+    /// The highest sequence that was delivered.
+    last: u64,
+}
+
+struct Unsettled {
+    reply: Subject,
+    since: Instant,
+    told: Instant,
+    gone: Arc<AtomicBool>,
+}
+
+impl Held {
+    /// Nothing yet.
+    #[must_use]
+    pub fn new(link: &Link) -> Self {
+        Self(Arc::new(Shared { link: link.clone(), state: Mutex::default(), settled: Notify::new() }))
+    }
+
+    /// Takes note of a delivery of `sequence`, to be answered on `reply`. `gone` is set once
+    /// the stream no longer keeps the message.
+    pub fn receive(&self, sequence: u64, reply: Subject, gone: &Arc<AtomicBool>) -> Delivery {
+        let mut state = self.lock();
+        state.last = state.last.max(sequence);
+        if let Some(ack) = state.settled.get(&sequence) {
+            return Delivery::Settled(*ack);
+        }
+        let now = Instant::now();
+        if let Some(unsettled) = state.unsettled.get_mut(&sequence) {
+            (unsettled.reply, unsettled.told) = (reply, now);
+            return Delivery::Known;
+        }
+        state.unsettled.insert(sequence, Unsettled { reply, since: now, told: now, gone: gone.clone() });
+        Delivery::New
+    }
+
+    /// Tells the server the end of a message. Should that be lost, the message is delivered
+    /// again and the server is told once more.
+    pub async fn settle(&self, sequence: u64, ack: Ack) {
+        let unsettled = {
+            let mut state = self.lock();
+            if ack != Ack::GivenBack {
+                state.settled.insert(sequence, ack);
+            }
+            state.unsettled.remove(&sequence)
+        };
+        self.0.settled.notify_one();
+        if let Some(Unsettled { reply, .. }) = unsettled {
+            self.acknowledge(reply, ack).await;
+        }
+    }
+
+    /// Tells the server `ack`.
+    pub async fn acknowledge(&self, reply: Subject, ack: Ack) {
+        let (_, client) = self.0.link.client().await;
+        // It fails only when the client has ended; then the message is delivered again.
+        let _ = client.publish(reply, ack.payload()).await;
+    }
+
+    /// Gives back everything that is left, oldest first. Returns how many.
+    pub async fn give_back_all(&self) -> usize {
+        let left: Vec<_> = self.lock().unsettled.keys().copied().collect();
+        for sequence in &left {
+            self.settle(*sequence, Ack::GivenBack).await;
+        }
+        left.len()
+    }
+
+    /// Forgets a message without telling anybody; it is delivered again.
+    pub fn forget(&self, sequence: u64) {
+        self.lock().unsettled.remove(&sequence);
+    }
+
+    /// Forgets everything: another stream has taken the place of the one it came from.
+    pub fn forget_all(&self) {
+        *self.lock() = State::default();
+    }
+
+    /// Forgets settled messages that the server knows to be: all up to `floor`.
+    pub fn known_to_be_settled(&self, floor: u64) {
+        let mut state = self.lock();
+        state.settled = state.settled.split_off(&(floor + 1));
+    }
+
+    /// How many messages are unsettled.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.lock().unsettled.len()
+    }
+
+    /// Whether no message is unsettled.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many messages up to `sequence` are unsettled.
+    #[must_use]
+    pub fn count_to(&self, sequence: u64) -> usize {
+        self.lock().unsettled.range(..=sequence).count()
+    }
+
+    /// Whether `sequence` is unsettled here, or settled.
+    #[must_use]
+    pub fn knows(&self, sequence: u64) -> bool {
+        let state = self.lock();
+        state.unsettled.contains_key(&sequence) || state.settled.contains_key(&sequence)
+    }
+
+    /// Whether `sequence` is unsettled here.
+    #[must_use]
+    pub fn holds(&self, sequence: u64) -> bool {
+        self.lock().unsettled.contains_key(&sequence)
+    }
+
+    /// The sequence that another consumer has to begin with for nothing to be missed, when all
+    /// up to `floor` is known to be settled.
+    #[must_use]
+    pub fn resume_at(&self, floor: u64) -> u64 {
+        let state = self.lock();
+        let oldest = state.unsettled.first_key_value().map(|(sequence, _)| *sequence);
+        oldest.unwrap_or(state.last.max(floor) + 1)
+    }
+
+    /// Messages that have been here for longer than `age`, oldest first.
+    #[must_use]
+    pub fn older_than(&self, age: Duration) -> BTreeSet<u64> {
+        let state = self.lock();
+        state.unsettled.iter().filter(|(_, unsettled)| unsettled.since.elapsed() > age).map(|(sequence, _)| *sequence).collect()
+    }
+
+    /// The stream no longer keeps this message.
+    pub fn is_gone(&self, sequence: u64) {
+        if let Some(unsettled) = self.lock().unsettled.get(&sequence) {
+            unsettled.gone.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns when a message was settled since the last call.
+    pub async fn settled(&self) {
+        self.0.settled.notified().await;
+    }
+
+    /// Keeps telling the server that what is here is being worked on, so that it waits for
+    /// longer than `ack_wait`.
+    pub async fn keep(self, ack_wait: Duration) {
+        let beat = ack_wait / 4;
+        let mut ticks = tokio::time::interval(beat);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            // Without a connection there is nobody to tell, and it would all be sent later.
+            if !self.0.link.is_connected() {
+                continue;
+            }
+            let (_, client) = self.0.link.client().await;
+            for reply in self.due(beat) {
+                let _ = client.publish(reply, Bytes::from_static(b"+WPI")).await;
+            }
+        }
+    }
+
+    fn due(&self, after: Duration) -> Vec<Subject> {
+        let now = Instant::now();
+        let mut state = self.lock();
+        let due = state.unsettled.values_mut().filter(|unsettled| now.duration_since(unsettled.told) >= after);
+        due.map(|unsettled| {
+            unsettled.told = now;
+            unsettled.reply.clone()
+        })
+        .collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,146 @@
+//! Messages that the client library cannot read.
+//!
+//! A server lets any bytes through as headers, and async-nats closes the connection over those
+//! that it cannot parse. In a stream such a message would come again after every reconnect. The
+//! stream's own way of handing out a message, as base64 in JSON, cannot break anything: it is
+//! asked for what was delivered and has not arrived.
+
+use super::consumer::{Consumer, Look};
+use super::held::Held;
+use super::{ApiError, number, text};
+use async_nats::{HeaderName, Subject};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::Value;
+use std::str::FromStr;
+use std::time::UNIX_EPOCH;
+use tokio_util::bytes::Bytes;
+
+/// The most messages that are looked at after one lost connection.
+const MOST: usize = 10_000;
+
+/// A message that can not arrive, as the stream keeps it.
+#[derive(Debug)]
+pub struct Unreadable {
+    /// Its sequence in the stream.
+    pub sequence: u64,
+    /// The subject it was published on.
+    pub subject: String,
+    /// Its payload.
+    pub payload: Bytes,
+    /// When it was stored, in nanoseconds since 1970.
+    pub stored_ns: i128,
+    /// Why it can not be read.
+    pub why: &'static str,
+}
+
+/// The unreadable messages among those that were delivered up to `look` and are not in `held`.
+///
+/// # Errors
+/// When the stream can not be asked.
+pub async fn find(consumer: &Consumer, held: &Held, look: &Look) -> Result<Vec<Unreadable>, ApiError> {
+    let mut found = Vec::new();
+    let mut sequence = look.floor + 1;
+    for _ in 0..MOST {
+        while held.knows(sequence) {
+            sequence += 1;
+        }
+        if sequence > look.delivered {
+            break;
+        }
+        let Some(message) = consumer.stored(sequence).await? else { break };
+        sequence = number(&message, "/seq");
+        if sequence > look.delivered {
+            break;
+        }
+        if let Some(why) = why_unreadable(&message).filter(|_| !held.knows(sequence)) {
+            let payload = BASE64_STANDARD.decode(text(&message, "/data")).unwrap_or_default();
+            let stored = humantime::parse_rfc3339(text(&message, "/time")).ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+            let stored_ns = stored.map_or(0, |time| time.as_nanos() as i128);
+            let subject = text(&message, "/subject").to_owned();
+            found.push(Unreadable { sequence, subject, payload: payload.into(), stored_ns, why });
+        }
+        sequence += 1;
+    }
+    Ok(found)
+}
+
+/// Why the client library would not read this stored message; `None` where it would.
+fn why_unreadable(message: &Value) -> Option<&'static str> {
+    if text(message, "/subject").contains(char::is_whitespace) {
+        return Some("its subject has white space");
+    }
+    let headers = BASE64_STANDARD.decode(text(message, "/hdrs")).unwrap_or_default();
+    if headers.is_empty() {
+        return None;
+    }
+    let Ok(headers) = std::str::from_utf8(&headers) else { return Some("its headers are not UTF-8") };
+    let mut lines = headers.lines();
+    let Some(status) = lines.next().and_then(|line| line.strip_prefix("NATS/1.0")) else {
+        return Some("its headers do not begin with NATS/1.0");
+    };
+    let status = status.split_whitespace().next();
+    if status.is_some_and(|status| async_nats::StatusCode::from_str(status).is_err()) {
+        return Some("its headers begin with a malformed status");
+    }
+    for line in lines.filter(|line| !line.is_empty() && !line.starts_with(char::is_whitespace)) {
+        match line.split_once(':') {
+            None => return Some("one of its header lines has no colon"),
+            Some((name, _)) if HeaderName::from_str(name).is_err() => return Some("the name of one of its headers is malformed"),
+            Some((_, value)) if value.contains('\r') => return Some("the value of one of its headers has a line break"),
+            Some(_) => {}
+        }
+    }
+    None
+}
+
+/// Where to answer for a message that has not arrived, made of where another one is answered
+/// (`$JS.ACK.`..., ADR-15, in its older form or the one with domain and account).
+#[must_use]
+pub fn reply(template: &str, sequence: u64) -> Subject {
+    let mut tokens: Vec<_> = template.split('.').map(str::to_owned).collect();
+    let place = if tokens.len() >= 11 { 7 } else { 5 };
+    if let Some(token) = tokens.get_mut(place) {
+        *token = sequence.to_string();
+    }
+    tokens.join(".").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn stored(subject: &str, headers: &[u8]) -> Value {
+        json!({ "subject": subject, "hdrs": BASE64_STANDARD.encode(headers), "seq": 1 })
+    }
+
+    #[test]
+    fn what_the_client_would_not_read_is_known() {
+        for (headers, readable) in [
+            (&b""[..], true),
+            (b"NATS/1.0\r\nA: b\r\n\r\n", true),
+            (b"NATS/1.0\r\nA:b\r\n folded\r\n\r\n", true),
+            (b"NATS/1.0 503 gone\r\nA: b\r\n\r\n", true),
+            (b"NATS/1.0\r\nA: \xc3\xa4\r\n\r\n", true),
+            (b"NATS/1.0\r\nbad name: x\r\n\r\n", false),
+            (b"NATS/1.0\r\nname: \xff\xfe\r\n\r\n", false),
+            (b"NATS/1.0\r\nno colon at all\r\n\r\n", false),
+            (b"NATS/1.0 many\r\n\r\n", false),
+            (b"NATS/2.0\r\n\r\n", false),
+            (b"NATS/1.0\r\nA: b\rc\r\n\r\n", false),
+            (b"NATS/1.0\r\n: x\r\n\r\n", false),
+        ] {
+            assert_eq!(why_unreadable(&stored("cms.a", headers)).is_none(), readable, "{}", String::from_utf8_lossy(headers));
+        }
+        assert!(why_unreadable(&stored("cms.a\u{a0}b", b"")).is_some());
+    }
+
+    #[test]
+    fn a_message_is_answered_where_another_one_is_but_for_its_sequence() {
+        let old = "$JS.ACK.CMS.relay.1.42.17.1700000000.3";
+        assert_eq!(reply(old, 7).as_str(), "$JS.ACK.CMS.relay.1.7.17.1700000000.3");
+        let new = "$JS.ACK._.hash.CMS.relay.1.42.17.1700000000.3.token";
+        assert_eq!(reply(new, 7).as_str(), "$JS.ACK._.hash.CMS.relay.1.7.17.1700000000.3.token");
+    }
+}

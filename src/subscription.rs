@@ -1,0 +1,137 @@
+//! Intake from core NATS: one subscription to everything below the prefix, at most once.
+//!
+//! What is in the subscription's buffer is moved on at every turn, so that it is the relay's
+//! own limits that decide what may wait.
+
+use crate::config;
+use crate::link::{Link, Missed};
+use crate::message::{Id, Message};
+use crate::nats;
+use crate::publisher::Publisher;
+use crate::subject::Prefix;
+use anyhow::{Context, bail};
+use async_nats::{Client, SubscribeError, Subscriber};
+use futures_util::StreamExt;
+use std::pin::Pin;
+use std::sync::atomic::AtomicBool;
+
+/// A subscription.
+pub struct Subscription {
+    config: config::Nats,
+    subject: String,
+    link: Link,
+    publisher: Publisher,
+    subscriber: Subscriber,
+    stopped: bool,
+    /// Resolves, once stopped, when no message can arrive any more.
+    last: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl Subscription {
+    /// Subscribes, and returns when the server has the subscription.
+    ///
+    /// # Errors
+    /// When the user may not subscribe.
+    pub async fn open(config: &config::Nats, listen: &Prefix, link: &Link, publisher: &Publisher) -> anyhow::Result<Self> {
+        let subject = listen.wildcard();
+        let generation = link.connected().await;
+        let (_, client) = link.client().await;
+        let subscriber = subscribe(&client, &subject, config).await.with_context(|| format!("cannot subscribe to {subject}"))?;
+        publisher.handled().await;
+        if link.is_subscription_denied(&subject) {
+            bail!("the NATS user may not subscribe to {subject}: grant it to the user");
+        }
+        link.subscribed(generation, Missed::Perhaps);
+        tokio::spawn(watch(link.clone(), publisher.clone(), generation));
+        Ok(Self {
+            config: config.clone(),
+            subject,
+            link: link.clone(),
+            publisher: publisher.clone(),
+            subscriber,
+            stopped: false,
+            last: Box::pin(std::future::pending()),
+        })
+    }
+
+    /// The next message; `None` when there will be none, because of [`Self::stop`] or because
+    /// the server has ended the subscription.
+    pub async fn next(&mut self) -> Option<Message> {
+        loop {
+            let message = tokio::select! {
+                biased;
+                message = self.subscriber.next() => message,
+                () = self.link.subscription_denied(&self.subject) => return None,
+                () = &mut self.last => return None,
+            };
+            match message {
+                Some(message) => {
+                    return Some(Message {
+                        subject: message.subject.as_str().into(),
+                        headers: message.headers.unwrap_or_default(),
+                        payload: message.payload,
+                        id: Id::unique(),
+                        failure_told: AtomicBool::new(false),
+                        stored: None,
+                    });
+                }
+                None if self.stopped => return None,
+                None => self.subscribe_anew().await.ok()?,
+            }
+        }
+    }
+
+    /// Another client takes the place of the one that has ended.
+    async fn subscribe_anew(&mut self) -> anyhow::Result<()> {
+        let client = nats::new_client(&self.config, &self.link).await?;
+        self.subscriber = subscribe(&client, &self.subject, &self.config).await?;
+        self.link.replace(client);
+        Ok(())
+    }
+
+    /// Ends the subscription; what the server has sent before is still returned by [`Self::next`].
+    pub async fn stop(&mut self) {
+        self.stopped = true;
+        // The client's own `drain` and `unsubscribe` forget the subscription at once, and with it
+        // the messages that are on their way. A maximum leaves it in place at the client, and
+        // this one nats-server takes for none at all, so that it ends the subscription.
+        // It fails only when the client has ended, and then `next` says so.
+        let _ = self.subscriber.unsubscribe_after(u64::MAX).await;
+        self.last = Box::pin(nothing_more(self.link.clone(), self.publisher.clone()));
+    }
+
+    /// Whether the server has ended the subscription because the user may not have it.
+    #[must_use]
+    pub fn is_denied(&self) -> bool {
+        self.link.is_subscription_denied(&self.subject)
+    }
+}
+
+async fn subscribe(client: &Client, subject: &str, config: &config::Nats) -> Result<Subscriber, SubscribeError> {
+    match &config.queue_group {
+        Some(group) => client.queue_subscribe(subject.to_owned(), group.clone()).await,
+        None => client.subscribe(subject.to_owned()).await,
+    }
+}
+
+/// Returns when all that the server sent before has arrived, or can not arrive any more.
+async fn nothing_more(link: Link, publisher: Publisher) {
+    tokio::select! {
+        biased;
+        () = link.disconnected() => {}
+        () = publisher.handled() => {}
+    }
+}
+
+/// Finds out after each reconnect when the subscription is active again: the client sends it
+/// before anything else, so a round trip proves it.
+async fn watch(link: Link, publisher: Publisher, mut generation: u64) {
+    loop {
+        link.replaced(generation).await;
+        generation = link.connected().await;
+        publisher.handled().await;
+        if link.generation() == generation {
+            link.subscribed(generation, Missed::Perhaps);
+        }
+    }
+}
