@@ -16,6 +16,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
+mod jetstream;
 mod plugins;
 
 #[path = "../tests/support/nats.rs"]
@@ -57,6 +58,9 @@ fn main() {
             let quick = arguments.iter().any(|argument| argument == "--quick");
             if arguments.iter().any(|argument| argument == "--plugins") {
                 return runtime.block_on(plugins::compare(quick));
+            }
+            if arguments.iter().any(|argument| argument == "--jetstream") {
+                return runtime.block_on(jetstream::compare(quick));
             }
             let only = arguments.iter().position(|argument| argument == "--only").and_then(|index| arguments.get(index + 1));
             runtime.block_on(compare(quick, only.map_or("", String::as_str)));
@@ -170,7 +174,17 @@ async fn relay_run(after_ms: u64, size: usize, messages: usize, log: &str) -> Fi
 }
 
 async fn relay_with(after_ms: u64, size: usize, messages: usize, log: &str, environment: &[(&str, String)]) -> Figures {
-    let nats = nats::NatsServer::start();
+    relay_on(nats::NatsServer::start(), after_ms, size, messages, log, environment).await
+}
+
+async fn relay_on(
+    nats: nats::NatsServer,
+    after_ms: u64,
+    size: usize,
+    messages: usize,
+    log: &str,
+    environment: &[(&str, String)],
+) -> Figures {
     let (_endpoint, url) = start_endpoint(after_ms);
     let relay = Relay::start(&nats.url(), &url, log, environment);
     let client = nats.client().await;

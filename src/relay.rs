@@ -183,7 +183,7 @@ impl Relay {
             }
         };
         if let (Some(held), Some(stored)) = (&self.held, &message.stored) {
-            held.settle(stored.sequence, ack).await;
+            held.settle(stored, ack).await;
         }
     }
 

@@ -12,7 +12,7 @@ use crate::subscription::Subscription;
 /// One of the two ways in.
 pub enum Source {
     /// Core NATS.
-    Subscription(Subscription),
+    Subscription(Box<Subscription>),
     /// JetStream.
     Stream(Box<Pull>),
 }
@@ -24,7 +24,7 @@ impl Source {
     /// When the user may not have them, or there is no stream or consumer to have them from.
     pub async fn open(config: &Config, link: &Link, publisher: &Publisher, metrics: &Metrics) -> anyhow::Result<Self> {
         Ok(match &config.nats.stream {
-            None => Self::Subscription(Subscription::open(&config.nats, &config.listen, link, publisher).await?),
+            None => Self::Subscription(Box::new(Subscription::open(&config.nats, &config.listen, link, publisher).await?)),
             Some(stream) => Self::Stream(Box::new(Pull::open(config, stream, link, publisher, metrics).await?)),
         })
     }

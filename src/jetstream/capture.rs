@@ -25,7 +25,7 @@ impl Capture {
         Self { api, published: published.into(), captured: Arc::default() }
     }
 
-    /// Asks which streams there are. A user who may not is told so.
+    /// Asks which streams there are. Where that is not possible, it is said, and none count.
     ///
     /// # Errors
     /// When there is no answer; what was known stays.

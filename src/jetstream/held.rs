@@ -5,8 +5,10 @@
 //! waits or is worked on, the server is told so, and does not give it to anybody else.
 
 use crate::link::Link;
+use crate::message::Stored;
 use async_nats::Subject;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -80,9 +82,10 @@ impl Held {
         Self(Arc::new(Shared { link: link.clone(), state: Mutex::default(), settled: Notify::new() }))
     }
 
-    /// Takes note of a delivery of `sequence`, to be answered on `reply`. `gone` is set once
-    /// the stream no longer keeps the message.
-    pub fn receive(&self, sequence: u64, reply: Subject, gone: &Arc<AtomicBool>) -> Delivery {
+    /// Takes note of a delivery, to be answered on `reply`.
+    pub fn receive(&self, stored: &Stored, reply: Subject) -> Delivery {
+        let Stored { sequence, gone, .. } = stored;
+        let sequence = *sequence;
         let mut state = self.lock();
         state.last = state.last.max(sequence);
         if let Some(ack) = state.settled.get(&sequence) {
@@ -99,18 +102,26 @@ impl Held {
 
     /// Tells the server the end of a message. Should that be lost, the message is delivered
     /// again and the server is told once more.
-    pub async fn settle(&self, sequence: u64, ack: Ack) {
-        let unsettled = {
-            let mut state = self.lock();
-            if ack != Ack::GivenBack {
-                state.settled.insert(sequence, ack);
-            }
-            state.unsettled.remove(&sequence)
-        };
+    pub async fn settle(&self, stored: &Stored, ack: Ack) {
+        let Some(reply) = self.take(stored, ack) else { return };
         self.0.settled.notify_one();
-        if let Some(Unsettled { reply, .. }) = unsettled {
-            self.acknowledge(reply, ack).await;
+        self.acknowledge(reply, ack).await;
+    }
+
+    /// Where to answer for a message that ends now; `None` where nobody waits for an answer,
+    /// because the message was forgotten.
+    fn take(&self, stored: &Stored, ack: Ack) -> Option<Subject> {
+        let mut state = self.lock();
+        // Another stream may have a message of the same sequence.
+        let is_same = |unsettled: &Unsettled| Arc::ptr_eq(&unsettled.gone, &stored.gone);
+        let unsettled = match state.unsettled.entry(stored.sequence) {
+            Entry::Occupied(entry) if is_same(entry.get()) => entry.remove(),
+            _ => return None,
+        };
+        if ack != Ack::GivenBack {
+            state.settled.insert(stored.sequence, ack);
         }
+        Some(unsettled.reply)
     }
 
     /// Tells the server `ack`.
@@ -122,9 +133,9 @@ impl Held {
 
     /// Gives back everything that is left, oldest first. Returns how many.
     pub async fn give_back_all(&self) -> usize {
-        let left: Vec<_> = self.lock().unsettled.keys().copied().collect();
-        for sequence in &left {
-            self.settle(*sequence, Ack::GivenBack).await;
+        let left = std::mem::take(&mut self.lock().unsettled);
+        for unsettled in left.values() {
+            self.acknowledge(unsettled.reply.clone(), Ack::GivenBack).await;
         }
         left.len()
     }
@@ -136,7 +147,8 @@ impl Held {
 
     /// Forgets everything: another stream has taken the place of the one it came from.
     pub fn forget_all(&self) {
-        *self.lock() = State::default();
+        let before = std::mem::take(&mut *self.lock());
+        before.unsettled.values().for_each(|unsettled| unsettled.gone.store(true, Ordering::Relaxed));
     }
 
     /// Forgets settled messages that the server knows to be: all up to `floor`.
@@ -187,7 +199,7 @@ impl Held {
 
     /// Messages that have been here for longer than `age`, oldest first.
     #[must_use]
-    pub fn older_than(&self, age: Duration) -> BTreeSet<u64> {
+    pub fn older_than(&self, age: Duration) -> Vec<u64> {
         let state = self.lock();
         state.unsettled.iter().filter(|(_, unsettled)| unsettled.since.elapsed() > age).map(|(sequence, _)| *sequence).collect()
     }

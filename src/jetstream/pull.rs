@@ -265,7 +265,8 @@ impl Pull {
             warn!(messages = returned, "left in the stream: not finished in time");
         }
         if self.link.is_connected() {
-            if self.session.pin.is_some() {
+            // Else it may be another replica's turn already.
+            if self.session.pin.is_some() && !self.is_late(Duration::ZERO) {
                 self.consumer.unpin().await;
             }
             let _ = timeout(LATE, self.publisher.handled()).await;
@@ -428,7 +429,7 @@ impl Pull {
         let id = Id::stored(&self.stream.name, sequence, stored_ns);
         let stored = Stored { sequence, gone: Arc::default(), unreadable: None };
         let message = Message { subject, headers, payload, id, failure_told: AtomicBool::new(false), stored: Some(stored.clone()) };
-        match self.held.receive(sequence, reply.clone(), &stored.gone) {
+        match self.held.receive(&stored, reply.clone()) {
             Delivery::New => self.arrived(sequence, message),
             Delivery::Known => {}
             Delivery::Settled(ack) => self.held.acknowledge(reply, ack).await,
@@ -511,12 +512,19 @@ impl Pull {
             let here = held.count_to(look.delivered) as u64;
             let mut unreadable = Vec::new();
             if suspicious && look.unsettled > here {
-                unreadable = unreadable::find(&consumer, &held, &look).await.map_err(failed)?;
+                unreadable = match unreadable::find(&consumer, &held, &look).await {
+                    Err(error) if !error.is_passing() => {
+                        error!(%error, "cannot find out whether a message broke the connection; if one did, it will again");
+                        Vec::new()
+                    }
+                    found => found.map_err(failed)?,
+                };
             }
             if look.unsettled < here {
                 for sequence in held.older_than(OLD) {
-                    let stored = consumer.stored(sequence).await.map_err(failed)?;
-                    if stored.is_none_or(|stored| super::number(&stored, "/seq") != sequence) {
+                    if let Ok(stored) = consumer.stored(sequence).await
+                        && stored.is_none_or(|stored| super::number(&stored, "/seq") != sequence)
+                    {
                         held.is_gone(sequence);
                     }
                 }
@@ -608,7 +616,7 @@ impl Pull {
     fn take_unreadable(&mut self, found: Unreadable) {
         let Unreadable { sequence, subject, payload, why, stored_ns } = found;
         let stored = Stored { sequence, gone: Arc::default(), unreadable: Some(why) };
-        if self.held.receive(sequence, unreadable::reply(&self.reply, sequence), &stored.gone) != Delivery::New {
+        if self.held.receive(&stored, unreadable::reply(&self.reply, sequence)) != Delivery::New {
             return;
         }
         let id = Id::stored(&self.stream.name, sequence, stored_ns);
