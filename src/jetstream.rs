@@ -5,7 +5,9 @@
 
 pub mod capture;
 pub mod consumer;
+pub mod gate;
 pub mod held;
+pub mod look;
 pub mod pull;
 pub mod unreadable;
 

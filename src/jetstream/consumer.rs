@@ -14,7 +14,7 @@ use tracing::{info, warn};
 /// The priority group of replicas of which one works at a time (ADR-42).
 const GROUP: &str = "relay";
 /// How long the active replica may be silent before another takes over.
-const PINNED: Duration = Duration::from_secs(3);
+pub(super) const PINNED: Duration = Duration::from_secs(3);
 /// How long a message may be silent before it is delivered again, where one replica works at a time.
 const ACK_WAIT: Duration = Duration::from_secs(3);
 /// The same where replicas share the work: a replica that is slow must not see its messages

@@ -9,10 +9,12 @@
 //! **One replica works.** With a pinned-client priority group (ADR-42) the server hands messages
 //! to one client until that has been silent for some seconds. Each request says that it is alive.
 
-use super::consumer::{Consumer, Look, Made, SetUpError, Start};
+use super::Api;
+use super::consumer::{Consumer, Look, Made, PINNED, SetUpError, Start};
+use super::gate::Gate;
 use super::held::{Delivery, Held};
+use super::look::{Looked, Looker};
 use super::unreadable::{self, Unreadable};
-use super::{Api, ApiError};
 use crate::config::{self, Config, Pending};
 use crate::link::{Link, Missed, REMIND};
 use crate::message::{Id, Message, Stored};
@@ -23,7 +25,7 @@ use anyhow::{Context, bail};
 use async_nats::{HeaderMap, StatusCode, Subscriber};
 use futures_util::StreamExt;
 use serde_json::json;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -47,8 +49,6 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// The most messages that are asked for by a replica that stands by.
 const STANDING_BY: usize = 32;
-/// How long a message may be here before it is made sure that the stream still has it.
-const OLD: Duration = Duration::from_secs(30);
 /// How long a replica that stands by leaves it to the one that works to make a lost consumer
 /// anew: that one knows best where to go on.
 const AFTER_YOU: Duration = Duration::from_secs(2);
@@ -71,9 +71,7 @@ pub struct Pull {
     look_at: Instant,
     /// What is to be relayed next.
     ready: VecDeque<Message>,
-    /// What waits behind the gate, by sequence in the stream.
-    waiting: BTreeMap<u64, Message>,
-    waiting_bytes: usize,
+    gate: Gate,
     /// Unreadable messages that are not settled; nothing is asked for before they are.
     unreadable: BTreeSet<u64>,
     /// The library's reader of where a message is from.
@@ -109,36 +107,10 @@ struct Session {
     pin: Option<String>,
     /// The consumer's count at the next delivery.
     next_delivery: Option<u64>,
-    gate: Gate,
     looked: bool,
 }
 
-enum Gate {
-    Open,
-    /// Messages that somebody else holds, or that were lost on their way: their number, where
-    /// it is known, and the highest sequence that they can have.
-    Closed {
-        since: Instant,
-        strays: usize,
-        up_to: u64,
-        arriving: bool,
-    },
-}
-
-impl Gate {
-    fn closed() -> Self {
-        Self::Closed { since: Instant::now(), strays: 0, up_to: 0, arriving: false }
-    }
-}
-
 type Looking = Pin<Box<dyn Future<Output = Result<Looked, SetUpError>> + Send>>;
-
-/// What a look has found.
-struct Looked {
-    look: Look,
-    unreadable: Vec<Unreadable>,
-    made: Option<Made>,
-}
 
 enum Step {
     Delivered(Option<async_nats::Message>),
@@ -212,8 +184,7 @@ impl Pull {
             looking: None,
             look_at: Instant::now(),
             ready: VecDeque::new(),
-            waiting: BTreeMap::new(),
-            waiting_bytes: 0,
+            gate: Gate::closed(),
             unreadable: BTreeSet::new(),
             reader: async_nats::jetstream::Message { message, context },
             floor: 0,
@@ -266,7 +237,7 @@ impl Pull {
         }
         if self.link.is_connected() {
             // Else it may be another replica's turn already.
-            if self.session.pin.is_some() && !self.is_late(Duration::ZERO) {
+            if self.session.pin.is_some() && !self.is_late(PINNED - EXPIRES) {
                 self.consumer.unpin().await;
             }
             let _ = timeout(LATE, self.publisher.handled()).await;
@@ -356,24 +327,20 @@ impl Pull {
         if !self.unreadable.is_empty() {
             return None;
         }
-        let pending = usize::try_from(self.metrics.pending_bytes.get()).unwrap_or(0) + self.waiting_bytes;
+        let pending = usize::try_from(self.metrics.pending_bytes.get()).unwrap_or(0) + self.gate.bytes();
         let held = self.held.len();
-        if let Gate::Closed { strays, arriving, .. } = self.session.gate {
-            let since_asked = self.session.asked_at.map_or(EXPIRES, |at| at.elapsed());
-            // What is delivered again comes before what is new. Whether it has come to that is
-            // found out with single messages.
-            if arriving {
-                return Some((strays.max(1), 0));
+        if !self.gate.is_open() {
+            if let Some(missing) = self.gate.missing() {
+                return Some((missing, 0));
             }
-            if since_asked < EXPIRES {
+            if self.session.asked_at.is_some_and(|at| at.elapsed() < EXPIRES) {
                 return None;
             }
-            if self.waiting_bytes >= self.limits.bytes
-                && let Some((sequence, message)) = self.waiting.pop_last()
+            if self.gate.bytes() >= self.limits.bytes
+                && let Some(sequence) = self.gate.drop_newest()
             {
                 // It is delivered again later.
                 self.held.forget(sequence);
-                self.waiting_bytes -= message.size();
             }
             return Some((1, 0));
         }
@@ -438,18 +405,11 @@ impl Pull {
 
     /// A message is here: it goes on, or waits behind the gate.
     fn arrived(&mut self, sequence: u64, message: Message) {
-        match &mut self.session.gate {
-            Gate::Open => self.ready.push_back(message),
-            Gate::Closed { strays, up_to, arriving, .. } => {
-                if sequence <= *up_to {
-                    *strays = strays.saturating_sub(1);
-                    *arriving = *strays > 0;
-                    self.look_at = self.look_at.min(Instant::now() + LOOK_CLOSED / 10);
-                }
-                let message = message.detached();
-                self.waiting_bytes += message.size();
-                self.waiting.insert(sequence, message);
-            }
+        match self.gate.arrived(sequence, message) {
+            Some(message) => self.ready.push_back(message),
+            // It may have been the last one that was missing.
+            None if self.gate.missing().is_none() => self.look_at = self.look_at.min(Instant::now() + LOOK_CLOSED / 10),
+            None => {}
         }
     }
 
@@ -484,53 +444,19 @@ impl Pull {
         }
     }
 
-    /// Looks at the consumer, and makes it where it is missing.
     fn look(&self) -> Looking {
-        let (consumer, held, publisher) = (self.consumer.clone(), self.held.clone(), self.publisher.clone());
-        let is_new = !self.session.looked;
-        // A connection may have broken over a message that cannot be read.
-        let suspicious = is_new && self.sessions > 1;
-        let resume = Start::At { sequence: held.resume_at(self.floor), of: self.made.stream_created.clone() };
-        let after_you = if self.session.pin.is_some() || self.made.group.is_none() { Duration::ZERO } else { AFTER_YOU };
-        Box::pin(async move {
-            let failed = |source: ApiError| SetUpError::Api { doing: "look at the consumer".to_owned(), source };
-            if is_new {
-                publisher
-                    .find_streams()
-                    .await
-                    .map_err(|source| SetUpError::Api { doing: "find streams of relayed messages".to_owned(), source })?;
-            }
-            let mut made = None;
-            let look = match consumer.look().await {
-                Err(error) if Consumer::is_missing(&error) => {
-                    tokio::time::sleep(after_you).await;
-                    made = Some(consumer.set_up(resume).await?);
-                    consumer.look().await.map_err(failed)?
-                }
-                look => look.map_err(failed)?,
-            };
-            let here = held.count_to(look.delivered) as u64;
-            let mut unreadable = Vec::new();
-            if suspicious && look.unsettled > here {
-                unreadable = match unreadable::find(&consumer, &held, &look).await {
-                    Err(error) if !error.is_passing() => {
-                        error!(%error, "cannot find out whether a message broke the connection; if one did, it will again");
-                        Vec::new()
-                    }
-                    found => found.map_err(failed)?,
-                };
-            }
-            if look.unsettled < here {
-                for sequence in held.older_than(OLD) {
-                    if let Ok(stored) = consumer.stored(sequence).await
-                        && stored.is_none_or(|stored| super::number(&stored, "/seq") != sequence)
-                    {
-                        held.is_gone(sequence);
-                    }
-                }
-            }
-            Ok(Looked { look, unreadable, made })
-        })
+        let is_first = !self.session.looked;
+        let stands_by = self.made.group.is_some() && self.session.pin.is_none();
+        let looker = Looker {
+            consumer: self.consumer.clone(),
+            held: self.held.clone(),
+            publisher: self.publisher.clone(),
+            is_first,
+            is_suspicious: is_first && self.sessions > 1,
+            resume: Start::At { sequence: self.held.resume_at(self.floor), of: self.made.stream_created.clone() },
+            after_you: if stands_by { AFTER_YOU } else { Duration::ZERO },
+        };
+        Box::pin(looker.look())
     }
 
     fn looked(&mut self, looked: Result<Looked, SetUpError>) {
@@ -569,20 +495,17 @@ impl Pull {
         if !std::mem::replace(&mut self.session.looked, true) {
             self.link.subscribed(self.session.generation, Missed::Nothing);
         }
-        let strays = (look.unsettled as usize).saturating_sub(self.held.count_to(look.delivered));
-        if let Gate::Closed { strays: known, up_to, since, .. } = &mut self.session.gate {
-            (*known, *up_to) = (strays, look.delivered);
-            // Where replicas share the work, others always hold some. What was lost on its way
-            // to this one has been delivered again by then.
-            let is_shared = self.made.group.is_none();
-            let is_over = is_shared && (self.sessions == 1 || since.elapsed() > self.made.ack_wait + LOOK_AGAIN);
-            if strays == 0 || is_over {
-                self.session.gate = Gate::Open;
-                self.waiting_bytes = 0;
-                self.ready.extend(std::mem::take(&mut self.waiting).into_values());
-            }
+        let missing = (look.unsettled as usize).saturating_sub(self.held.count_to(look.delivered));
+        // Where replicas share the work, others always hold some. What was lost on its way to
+        // this one has been delivered again by then.
+        let is_shared = self.made.group.is_none();
+        let is_over = is_shared && (self.sessions == 1 || self.gate.closed_for() > self.made.ack_wait + LOOK_AGAIN);
+        if missing == 0 || is_over {
+            self.ready.extend(self.gate.open());
+        } else {
+            self.gate.missing_are(missing, look.delivered);
         }
-        self.look_at = Instant::now() + if matches!(self.session.gate, Gate::Open) { LOOK } else { LOOK_CLOSED };
+        self.look_at = Instant::now() + if self.gate.is_open() { LOOK } else { LOOK_CLOSED };
     }
 
     /// Says, once, what has changed about the consumer.
@@ -627,11 +550,9 @@ impl Pull {
     }
 
     fn close_gate(&mut self) {
-        self.look_at = Instant::now();
-        self.looking = None;
-        if matches!(self.session.gate, Gate::Open) {
-            self.session.gate = Gate::closed();
-        }
+        self.gate.close();
+        // A look that was taken before says nothing about what is missing now.
+        (self.looking, self.look_at) = (None, Instant::now());
     }
 
     /// Begins anew in a new connection: what the old one had on its way will be delivered again.
@@ -643,8 +564,7 @@ impl Pull {
             Err(_) => return,
         }
         self.sessions += 1;
-        self.looking = None;
-        self.look_at = Instant::now();
+        self.close_gate();
     }
 
     async fn replace_client(&mut self) -> Option<()> {
@@ -672,7 +592,6 @@ impl Session {
             oversize: false,
             pin: None,
             next_delivery: None,
-            gate: Gate::closed(),
             looked: false,
         })
     }

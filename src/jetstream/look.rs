@@ -1,0 +1,91 @@
+//! A look at the consumer: what the server says, and what follows from it.
+
+use super::ApiError;
+use super::consumer::{Consumer, Look, Made, SetUpError, Start};
+use super::held::Held;
+use super::number;
+use super::unreadable::{self, Unreadable};
+use crate::publisher::Publisher;
+use std::time::Duration;
+use tracing::error;
+
+/// How long a message may be here before it is made sure that the stream still has it.
+const OLD: Duration = Duration::from_secs(30);
+
+/// What a look is taken with.
+pub struct Looker {
+    /// The consumer.
+    pub consumer: Consumer,
+    /// What is here of it.
+    pub held: Held,
+    /// Who publishes what is relayed.
+    pub publisher: Publisher,
+    /// Whether it is the first look in a connection.
+    pub is_first: bool,
+    /// Whether the connection before may have broken over a message that cannot be read.
+    pub is_suspicious: bool,
+    /// Where to begin if the consumer has gone.
+    pub resume: Start,
+    /// How long to leave it to somebody else to make it anew.
+    pub after_you: Duration,
+}
+
+/// What a look has found.
+pub struct Looked {
+    /// What the server says.
+    pub look: Look,
+    /// Messages that cannot be delivered.
+    pub unreadable: Vec<Unreadable>,
+    /// The consumer was missing, and this is the new one.
+    pub made: Option<Made>,
+}
+
+impl Looker {
+    /// Looks at the consumer, and makes it where it is missing.
+    ///
+    /// # Errors
+    /// When the server does not say, or there can be no consumer.
+    pub async fn look(self) -> Result<Looked, SetUpError> {
+        if self.is_first {
+            let doing = "find out which streams capture what is published".to_owned();
+            self.publisher.find_streams().await.map_err(|source| SetUpError::Api { doing, source })?;
+        }
+        let failed = |source: ApiError| SetUpError::Api { doing: "look at the consumer".to_owned(), source };
+        let mut made = None;
+        let look = match self.consumer.look().await {
+            Err(error) if Consumer::is_missing(&error) => {
+                tokio::time::sleep(self.after_you).await;
+                made = Some(self.consumer.set_up(self.resume).await?);
+                self.consumer.look().await.map_err(failed)?
+            }
+            look => look.map_err(failed)?,
+        };
+        let here = self.held.count_to(look.delivered) as u64;
+        let mut unreadable = Vec::new();
+        if self.is_suspicious && look.unsettled > here {
+            unreadable = match unreadable::find(&self.consumer, &self.held, &look).await {
+                Err(error) if !error.is_passing() => {
+                    error!(%error, "cannot find out whether a message broke the connection; if one did, it will again");
+                    Vec::new()
+                }
+                found => found.map_err(failed)?,
+            };
+        }
+        if look.unsettled < here {
+            forget_removed(&self.consumer, &self.held).await;
+        }
+        Ok(Looked { look, unreadable, made })
+    }
+}
+
+/// Finds messages that are worked on for long and are no more in the stream: with attempts
+/// without end, nothing else would end them.
+async fn forget_removed(consumer: &Consumer, held: &Held) {
+    for sequence in held.older_than(OLD) {
+        if let Ok(stored) = consumer.stored(sequence).await
+            && stored.is_none_or(|stored| number(&stored, "/seq") != sequence)
+        {
+            held.is_gone(sequence);
+        }
+    }
+}
