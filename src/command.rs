@@ -170,7 +170,7 @@ async fn publisher(config: &Config, link: &Link, metrics: &Metrics) -> anyhow::R
     let prefixes = [Some(&config.relayed), config.failed.as_ref()].into_iter().flatten();
     let capture = config.nats.stream.as_ref().map(|stream| {
         let published = prefixes.clone().map(Prefix::wildcard).collect();
-        Capture::new(Api::new(stream, link), published)
+        Capture::new(Api::of_account(stream, link), published)
     });
     let publisher = Publisher::open(link.clone(), capture, metrics).await?;
     for prefix in prefixes {
@@ -193,8 +193,9 @@ async fn check(config: &Config) -> anyhow::Result<()> {
     println!("connected to  nats-server {}", link.client().await.1.server_info().version);
     let publisher = publisher(config, &link, &metrics).await?;
     if let Some(stream) = &config.nats.stream {
-        let consumer = Consumer::new(Api::new(stream, &link), stream, &config.listen, config.pending.messages);
+        let consumer = Consumer::new(Api::of_stream(stream, &link), stream, &config.listen, config.pending.messages);
         let found = consumer.check().await?;
+        consumer.may_be_used(&publisher).await?;
         println!("reads from    {} (stream {}, consumer {} {found})", config.listen.wildcard(), stream.name, stream.consumer);
     } else {
         // Outside of the queue group: a message given to this process would reach nobody.

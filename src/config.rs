@@ -670,7 +670,8 @@ impl Reader<'_> {
             self.mistakes.push("NATS_JETSTREAM_DOMAIN: NATS_JETSTREAM_API_PREFIX is set too; unset one".to_owned());
         }
         if self.environment.get("NATS_STREAM").is_none() {
-            for name in OTHERS.iter().filter(|name| self.environment.get(name).is_some()) {
+            let is_default = |name: &str, text| VARIABLES.iter().any(|variable| variable.name == name && variable.default == Some(text));
+            for name in OTHERS.iter().filter(|name| self.environment.get(name).is_some_and(|text| !is_default(name, text))) {
                 self.mistakes.push(format!("{name}: has no effect without NATS_STREAM; set it, or unset this"));
             }
         }

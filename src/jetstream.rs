@@ -19,6 +19,8 @@ use serde_json::Value;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+/// What the API's subjects begin with where nobody has said otherwise.
+const OWN: &str = "$JS.API";
 /// How long an answer may take; a cluster without a leader gives none.
 const ANSWER: Duration = Duration::from_secs(5);
 
@@ -75,10 +77,21 @@ impl ApiError {
 }
 
 impl Api {
-    /// The API of `config`'s domain.
+    /// The API of the stream: of `config`'s domain, or of the account that it is imported from.
     #[must_use]
-    pub fn new(config: &config::Stream, link: &Link) -> Self {
-        Self { link: link.clone(), prefix: config.api_prefix.as_str().into(), context: Arc::default() }
+    pub fn of_stream(config: &config::Stream, link: &Link) -> Self {
+        Self::new(&config.api_prefix, link)
+    }
+
+    /// The API of the user's own account, to which what is published belongs.
+    #[must_use]
+    pub fn of_account(config: &config::Stream, link: &Link) -> Self {
+        let is_imported = !config.api_prefix.starts_with("$JS.");
+        Self::new(if is_imported { OWN } else { &config.api_prefix }, link)
+    }
+
+    fn new(prefix: &str, link: &Link) -> Self {
+        Self { link: link.clone(), prefix: prefix.into(), context: Arc::default() }
     }
 
     /// The client library's view of JetStream, through the client in use.
@@ -112,7 +125,7 @@ impl Api {
     /// What the server answered instead, or that it did not.
     pub async fn call(&self, request: &str, body: &Value) -> Result<Value, ApiError> {
         let context = self.context().await;
-        let subject = self.subject(request);
+        let (subject, mapped) = (self.subject(request), format!("{OWN}.{request}"));
         let asked = context.request::<_, _, Value>(request.to_owned(), body);
         let mut answer = tokio::select! {
             answer = asked => answer.map_err(|error| match error.kind() {
@@ -120,6 +133,8 @@ impl Api {
                 _ => ApiError::NoAnswer(error.to_string()),
             })?,
             () = self.link.publish_denied(&subject) => return Err(ApiError::Denied(subject)),
+            // On a server of the domain itself the subject is mapped first.
+            () = self.link.publish_denied(&mapped) => return Err(ApiError::Denied(mapped)),
         };
         match answer.get_mut("error").map(Value::take) {
             None => Ok(answer),

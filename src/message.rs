@@ -2,8 +2,9 @@
 
 use async_nats::{HeaderMap, Subject};
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use tokio::sync::Notify;
 use tokio_util::bytes::Bytes;
 
 /// A message as it was received.
@@ -28,17 +29,25 @@ pub struct Message {
 pub struct Stored {
     /// Its sequence.
     pub sequence: u64,
-    /// Whether the stream no longer keeps it.
-    pub gone: Arc<AtomicBool>,
+    /// Whether it is still to be worked on.
+    pub hold: Arc<Hold>,
     /// Why its headers could not be read, and are missing.
     pub unreadable: Option<&'static str>,
 }
 
 impl Message {
-    /// Whether it was taken out of its stream while it was waiting here.
+    /// Whether it is to be worked on: always, where it is not stored.
     #[must_use]
-    pub fn is_gone(&self) -> bool {
-        self.stored.as_ref().is_some_and(|stored| stored.gone.load(Ordering::Relaxed))
+    pub fn fate(&self) -> Fate {
+        self.stored.as_ref().map_or(Fate::Ours, |stored| stored.hold.fate())
+    }
+
+    /// Returns when it is no more to be worked on.
+    pub async fn not_ours(&self) {
+        match &self.stored {
+            Some(stored) => stored.hold.not_ours().await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Takes the payload out of the connection's read buffer. A slice would keep all of the
@@ -53,6 +62,50 @@ impl Message {
     #[must_use]
     pub fn size(&self) -> usize {
         self.subject.len() + crate::headers::wire_size(&self.headers) + self.payload.len()
+    }
+}
+
+/// What is to become of a stored message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Fate {
+    /// It is to be relayed.
+    Ours,
+    /// The stream no longer keeps it.
+    Gone,
+    /// Another process is to relay it.
+    GivenUp,
+}
+
+/// A message's fate, and whoever waits for it to change.
+#[derive(Debug, Default)]
+pub struct Hold {
+    fate: AtomicU8,
+    changed: Notify,
+}
+
+impl Hold {
+    /// What is to become of the message.
+    #[must_use]
+    pub fn fate(&self) -> Fate {
+        match self.fate.load(Ordering::Acquire) {
+            0 => Fate::Ours,
+            1 => Fate::Gone,
+            _ => Fate::GivenUp,
+        }
+    }
+
+    /// Changes it.
+    pub fn end(&self, fate: Fate) {
+        self.fate.store(fate as u8, Ordering::Release);
+        self.changed.notify_waiters();
+    }
+
+    async fn not_ours(&self) {
+        let changed = self.changed.notified();
+        if self.fate() == Fate::Ours {
+            changed.await;
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use crate::message::Outbound;
 use crate::metrics::Metrics;
 use crate::subject::MAX_SUBJECT_BYTES;
 use crate::webhook::Accepted;
+use anyhow::bail;
 use async_nats::{Client, HeaderMap, Message, PublishError, PublishErrorKind, Request, RequestErrorKind, Subject, Subscriber};
 use futures_util::StreamExt;
 use serde_json::Value;
@@ -114,7 +115,7 @@ impl Publisher {
     /// Sets up the round trips, or says once that there can be none.
     ///
     /// # Errors
-    /// When the client has ended.
+    /// When the client has ended, or JetStream can not be used without an inbox.
     pub async fn open(link: Link, capture: Option<Capture>, metrics: &Metrics) -> anyhow::Result<Self> {
         let (number, client) = link.client().await;
         let inbox = Subject::from(client.new_inbox());
@@ -124,7 +125,11 @@ impl Publisher {
         let round_trip = tokio::time::timeout(FIRST_ROUND_TRIP, came_back(&mut returns, 0, generation, &link));
         let allowed = tokio::select! {
             round_trip = round_trip => round_trip.is_ok(),
-            () = link.subscription_denied(&inbox) => false,
+            () = link.subscription_denied(&inbox) => match &capture {
+                // JetStream's answers and messages come to an inbox.
+                Some(_) => bail!("the NATS user may not subscribe to _INBOX.>: grant it to the user"),
+                None => false,
+            },
             () = link.publish_denied(&inbox) => false,
         };
         let round_trips = if allowed {

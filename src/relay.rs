@@ -10,7 +10,7 @@ use crate::headers;
 use crate::jetstream::held::{Ack, Held};
 use crate::lane::{Lanes, Slot};
 use crate::link::Link;
-use crate::message::{Message, Outbound};
+use crate::message::{Fate, Message, Outbound};
 use crate::metrics::{FailedLabels, Metrics, Reason};
 use crate::plugin::{Limits, Plugins, Shaped, Stopped, Why};
 use crate::publisher::{Confirmed, PublishFailure, Publisher};
@@ -25,7 +25,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio_util::bytes::Bytes;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{debug, error, info};
 
 /// How long a stored message waits that could not be published on the failed subject.
 const FAILED_AGAIN: Duration = Duration::from_secs(10);
@@ -74,6 +74,9 @@ pub enum Failure {
     /// It was accepted and could not be republished.
     #[error("accepted by the webhook, but not republished: {0}")]
     Publish(#[source] PublishFailure),
+    /// Another replica relays it.
+    #[error("given back: another replica relays it")]
+    GivenUp,
     /// The relay was told to stop.
     #[error("the relay was stopped before the message was relayed")]
     Shutdown,
@@ -112,6 +115,12 @@ impl Relay {
     /// Takes a message in: it waits in its lane until those before it are settled.
     pub fn receive(self: &Arc<Self>, message: Message) {
         info!(subject = %message.subject, id = %message.id, bytes = message.payload.len(), "received");
+        if let Some(why) = message.stored.as_ref().and_then(|stored| stored.unreadable) {
+            // It is not relayed, so that nothing has to wait for it or be waited for.
+            let relay = self.clone();
+            tokio::spawn(async move { relay.settle(&message, Err(Failure::Unreadable(why))).await });
+            return;
+        }
         let mut next = self.lanes.push(message);
         if next.is_some() {
             let relay = self.clone();
@@ -134,6 +143,9 @@ impl Relay {
     async fn relay(&self, message: &Arc<Message>) -> Result<Confirmed, Failure> {
         let slot = Slot::new(self.limit.clone());
         let working = slot.enter().await;
+        if message.fate() == Fate::GivenUp {
+            return Err(Failure::GivenUp);
+        }
         let delivery = self.prepare(message).await?;
         let accepted = self.webhook.deliver(delivery, &slot, working).await.map_err(Failure::Webhook)?;
         // The call that takes the freed place goes out first.
@@ -144,9 +156,6 @@ impl Relay {
     /// What will be sent to the webhook, and what will be republished once that is accepted.
     /// Whatever can be known to fail fails here, before the message has had any effect.
     async fn prepare(&self, message: &Arc<Message>) -> Result<Delivery, Failure> {
-        if let Some(why) = message.stored.as_ref().and_then(|stored| stored.unreadable) {
-            return Err(Failure::Unreadable(why));
-        }
         let tail = self.listen.tail(&message.subject).unwrap_or(&message.subject);
         let limit = self.link.max_payload();
         let shaped = match &self.plugins {
@@ -171,6 +180,10 @@ impl Relay {
                 self.metrics.rejected.inc();
                 info!(subject = %message.subject, id = %message.id, %plugin, %hook, reason, "rejected");
                 Ack::Done
+            }
+            Err(_) if message.fate() == Fate::GivenUp => {
+                debug!(subject = %message.subject, id = %message.id, "given back: another replica relays it");
+                Ack::GivenBack
             }
             Err(failure) => {
                 if !message.failure_told.swap(true, Ordering::Relaxed) {
@@ -247,7 +260,7 @@ impl Failure {
             Self::Webhook(_) => Reason::webhook,
             Self::TooLarge { .. } | Self::SubjectTooLong(_) => Reason::too_large,
             Self::Publish(_) => Reason::publish,
-            Self::Shutdown => Reason::shutdown,
+            Self::GivenUp | Self::Shutdown => Reason::shutdown,
             Self::Bug => Reason::bug,
         }
     }

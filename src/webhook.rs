@@ -263,10 +263,12 @@ impl Webhook {
                 wait_ms = wait.as_millis() as u64, "not accepted, trying again"
             );
             endpoint.outage.failed(&error);
-            tokio::time::sleep(wait).await;
-            if message.is_gone() {
-                let error = format!("{error}; the stream no longer keeps the message");
-                return Err(Refusal { destination: endpoint.destination.to_string(), status, error, attempts: attempt });
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = message.not_ours() => {
+                    let error = format!("{error}; the stream no longer keeps the message");
+                    return Err(Refusal { destination: endpoint.destination.to_string(), status, error, attempts: attempt });
+                }
             }
             working = slot.enter().await;
             attempt += 1;

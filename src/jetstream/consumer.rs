@@ -6,7 +6,9 @@
 
 use super::{Api, ApiError, number, text, texts};
 use crate::config::{self, Deliver};
+use crate::publisher::Publisher;
 use crate::subject::{Prefix, covers, meets};
+use anyhow::bail;
 use serde_json::{Map, Value, json};
 use std::time::{Duration, SystemTime};
 use tracing::{info, warn};
@@ -27,6 +29,7 @@ mod code {
     pub(super) const NOT_ENABLED_FOR_ACCOUNT: u64 = 10_039;
     pub(super) const STREAM_NOT_FOUND: u64 = 10_059;
     pub(super) const NOT_ENABLED: u64 = 10_076;
+    pub(super) const WORK_QUEUE_IS_FOR_ALL: u64 = 10_101;
     pub(super) const CONSUMER_ALREADY_EXISTS: u64 = 10_148;
 }
 
@@ -86,13 +89,16 @@ pub struct Look {
 #[derive(Debug, thiserror::Error)]
 pub enum SetUpError {
     /// The request in question came to nothing.
-    #[error("cannot {doing}: {source}")]
+    #[error("cannot {doing}: {error}")]
     Api {
         /// What was tried.
         doing: String,
         /// What came back.
-        source: ApiError,
+        error: ApiError,
     },
+    /// There is no stream, and what to do about it.
+    #[error("{0}")]
+    Missing(String),
     /// What is there does not fit, and what to do about it.
     #[error("{0}")]
     Misfit(String),
@@ -102,7 +108,7 @@ impl SetUpError {
     /// Whether another try may succeed without anybody doing anything.
     #[must_use]
     pub fn is_passing(&self) -> bool {
-        matches!(self, Self::Api { source, .. } if source.is_passing())
+        matches!(self, Self::Api { error, .. } if error.is_passing())
     }
 }
 
@@ -125,20 +131,44 @@ impl Consumer {
             None => self.make(start, &stream_created).await?,
             Some(found) => self.fit(found).await?,
         };
-        let config = consumer.get("config").cloned().unwrap_or_default();
-        let is_pinned = text(&config, "/priority_policy") == "pinned_client";
-        if !is_pinned && !self.config.share {
+        let made = made(&consumer, stream_created);
+        if made.group.is_none() && !self.config.share {
             warn!(
                 consumer = self.config.consumer,
                 "this nats-server is older than 2.11 and cannot let one replica work at a time: replicas share the work, \
                  and order per subject holds within each only"
             );
         }
-        Ok(Made {
-            group: is_pinned.then_some(GROUP),
-            ack_wait: Duration::from_nanos(number(&config, "/ack_wait")).max(Duration::from_millis(100)),
-            stream_created,
-        })
+        Ok(made)
+    }
+
+    /// Takes the consumer as it is now: a replica with another configuration has changed it.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub async fn adopt(&self) -> Result<Made, SetUpError> {
+        let stream = self.stream(false).await?;
+        let found = self.find().await?.unwrap_or_default();
+        warn!(stream = self.config.name, consumer = self.config.consumer, "the consumer was changed; going on as it is now");
+        Ok(made(&found, text(&stream, "/created").to_owned()))
+    }
+
+    /// Whether the user may ask for messages and acknowledge them.
+    ///
+    /// # Errors
+    /// Names the subject that is denied.
+    pub async fn may_be_used(&self, publisher: &Publisher) -> anyhow::Result<()> {
+        let next = self.next();
+        if !publisher.may_publish(next.clone()).await {
+            bail!("the NATS user may not publish on {next}: grant it to the user");
+        }
+        // In one of its two forms (ADR-15); which one is used, the server decides.
+        let config::Stream { name, consumer, .. } = &self.config;
+        let (old, new) = (format!("$JS.ACK.{name}.{consumer}"), format!("$JS.ACK._.check.{name}.{consumer}"));
+        if !publisher.may_publish(format!("{old}.1.1.1.1.0")).await && !publisher.may_publish(format!("{new}.1.1.1.1.0.1")).await {
+            bail!("the NATS user may not publish on {old}.>: grant it to the user");
+        }
+        Ok(())
     }
 
     /// As [`Self::set_up`], but makes and changes nothing. Returns what would be done.
@@ -146,7 +176,10 @@ impl Consumer {
     /// # Errors
     /// When the stream is missing, or what is there does not fit.
     pub async fn check(&self) -> Result<&'static str, SetUpError> {
-        self.stream(false).await?;
+        match self.stream(false).await {
+            Err(SetUpError::Missing(_)) if self.config.create => return Ok("would be created with it"),
+            stream => drop(stream?),
+        }
         let Some(found) = self.find().await? else { return Ok("would be created") };
         let (_, changes) = self.fitted(&found, self.needed().await)?;
         Ok(if changes.is_empty() { "exists" } else { "would be changed" })
@@ -210,18 +243,20 @@ impl Consumer {
     async fn stream(&self, create: bool) -> Result<Value, SetUpError> {
         let (name, filter) = (&self.config.name, &self.filter);
         let found = match self.api.call(&format!("STREAM.INFO.{name}"), &json!({})).await {
-            Err(error) if error.code() == Some(code::STREAM_NOT_FOUND) && create => self.make_stream().await,
+            Err(error) if error.code() == Some(code::STREAM_NOT_FOUND) && create => {
+                return self.make_stream().await.map_err(|error| SetUpError::Api { doing: format!("create the stream {name}"), error });
+            }
             found => found,
         };
         let stream = found.map_err(|error| match error.code() {
-            Some(code::STREAM_NOT_FOUND) => SetUpError::Misfit(format!(
+            Some(code::STREAM_NOT_FOUND) => SetUpError::Missing(format!(
                 "the stream {name} (NATS_STREAM) does not exist; create it with\n    nats stream add {name} --subjects '{filter}' \
                  --storage file --defaults\nor, for development, set NATS_STREAM_CREATE=true"
             )),
             Some(code::NOT_ENABLED | code::NOT_ENABLED_FOR_ACCOUNT) => {
                 SetUpError::Misfit("JetStream is not switched on for this NATS account: add jetstream to it in the server's configuration, or with\n    nsc edit account --js-disk-storage 1G".to_owned())
             }
-            _ => SetUpError::Api { doing: format!("look at the stream {name} (NATS_STREAM)"), source: error },
+            _ => SetUpError::Api { doing: format!("look at the stream {name} (NATS_STREAM)"), error },
         })?;
         // A mirror or a stream with sources has messages of subjects that it does not capture.
         let is_fed = stream.pointer("/config/mirror").or(stream.pointer("/config/sources")).is_some();
@@ -260,7 +295,7 @@ impl Consumer {
         match self.api.call(&self.request("INFO"), &json!({})).await {
             Ok(found) => Ok(Some(found)),
             Err(error) if error.code() == Some(code::CONSUMER_NOT_FOUND) => Ok(None),
-            Err(source) => Err(self.failed("look at", source)),
+            Err(error) => Err(self.failed("look at", error)),
         }
     }
 
@@ -270,7 +305,7 @@ impl Consumer {
         config.insert("name".into(), json!(self.config.consumer));
         config.insert("description".into(), json!("made by nats-webhook-relay"));
         config.insert("replay_policy".into(), json!("instant"));
-        let (policy, option) = match (start, self.config.deliver) {
+        let (policy, option) = match (&start, self.config.deliver) {
             (Start::At { of, .. }, _) if of != stream_created => ("all", None),
             (Start::At { sequence, .. }, _) => ("by_start_sequence", Some(("opt_start_seq", json!(sequence)))),
             (Start::Configured, Deliver::New) => ("new", None),
@@ -283,7 +318,14 @@ impl Consumer {
         };
         config.insert("deliver_policy".into(), json!(policy));
         config.extend(option.map(|(name, value)| (name.to_owned(), value)));
-        match self.write(&config, "create").await {
+        let mut created = self.write(&config, "create").await;
+        if matches!(&created, Err(error) if error.code() == Some(code::WORK_QUEUE_IS_FOR_ALL)) && matches!(start, Start::At { .. }) {
+            // What is settled is no more in a work queue.
+            config.remove("opt_start_seq");
+            config.insert("deliver_policy".into(), json!("all"));
+            created = self.write(&config, "create").await;
+        }
+        match created {
             Ok(made) => {
                 info!(stream = self.config.name, consumer = self.config.consumer, deliver = policy, "created the consumer");
                 Ok(made)
@@ -291,6 +333,9 @@ impl Consumer {
             // Another replica was faster.
             Err(error) if error.code() == Some(code::CONSUMER_ALREADY_EXISTS) => {
                 self.find().await?.ok_or_else(|| self.failed("create", error))
+            }
+            Err(error) if error.code() == Some(code::WORK_QUEUE_IS_FOR_ALL) => {
+                Err(SetUpError::Misfit(format!("the stream {} is a work queue: set NATS_DELIVER=all", self.config.name)))
             }
             Err(error) => Err(self.failed("create", error)),
         }
@@ -382,9 +427,18 @@ impl Consumer {
         self.api.call(&format!("{}.{}", self.request("CREATE"), self.filter), &asked).await
     }
 
-    fn failed(&self, doing: &str, source: ApiError) -> SetUpError {
+    fn failed(&self, doing: &str, error: ApiError) -> SetUpError {
         let config::Stream { name, consumer, .. } = &self.config;
-        SetUpError::Api { doing: format!("{doing} the consumer {consumer} of the stream {name}"), source }
+        SetUpError::Api { doing: format!("{doing} the consumer {consumer} of the stream {name}"), error }
+    }
+}
+
+/// What a consumer with this information is.
+fn made(consumer: &Value, stream_created: String) -> Made {
+    Made {
+        group: (text(consumer, "/config/priority_policy") == "pinned_client").then_some(GROUP),
+        ack_wait: Duration::from_nanos(number(consumer, "/config/ack_wait")).max(Duration::from_millis(100)),
+        stream_created,
     }
 }
 

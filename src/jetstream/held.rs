@@ -5,11 +5,10 @@
 //! waits or is worked on, the server is told so, and does not give it to anybody else.
 
 use crate::link::Link;
-use crate::message::Stored;
+use crate::message::{Fate, Hold, Stored};
 use async_nats::Subject;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -72,7 +71,7 @@ struct Unsettled {
     reply: Subject,
     since: Instant,
     told: Instant,
-    gone: Arc<AtomicBool>,
+    hold: Arc<Hold>,
 }
 
 impl Held {
@@ -84,7 +83,7 @@ impl Held {
 
     /// Takes note of a delivery, to be answered on `reply`.
     pub fn receive(&self, stored: &Stored, reply: Subject) -> Delivery {
-        let Stored { sequence, gone, .. } = stored;
+        let Stored { sequence, hold, .. } = stored;
         let sequence = *sequence;
         let mut state = self.lock();
         state.last = state.last.max(sequence);
@@ -96,7 +95,7 @@ impl Held {
             (unsettled.reply, unsettled.told) = (reply, now);
             return Delivery::Known;
         }
-        state.unsettled.insert(sequence, Unsettled { reply, since: now, told: now, gone: gone.clone() });
+        state.unsettled.insert(sequence, Unsettled { reply, since: now, told: now, hold: hold.clone() });
         Delivery::New
     }
 
@@ -113,7 +112,7 @@ impl Held {
     fn take(&self, stored: &Stored, ack: Ack) -> Option<Subject> {
         let mut state = self.lock();
         // Another stream may have a message of the same sequence.
-        let is_same = |unsettled: &Unsettled| Arc::ptr_eq(&unsettled.gone, &stored.gone);
+        let is_same = |unsettled: &Unsettled| Arc::ptr_eq(&unsettled.hold, &stored.hold);
         let unsettled = match state.unsettled.entry(stored.sequence) {
             Entry::Occupied(entry) if is_same(entry.get()) => entry.remove(),
             _ => return None,
@@ -148,7 +147,7 @@ impl Held {
     /// Forgets everything: another stream has taken the place of the one it came from.
     pub fn forget_all(&self) {
         let before = std::mem::take(&mut *self.lock());
-        before.unsettled.values().for_each(|unsettled| unsettled.gone.store(true, Ordering::Relaxed));
+        before.unsettled.values().for_each(|unsettled| unsettled.hold.end(Fate::Gone));
     }
 
     /// Forgets settled messages that the server knows to be: all up to `floor`.
@@ -207,8 +206,13 @@ impl Held {
     /// The stream no longer keeps this message.
     pub fn is_gone(&self, sequence: u64) {
         if let Some(unsettled) = self.lock().unsettled.get(&sequence) {
-            unsettled.gone.store(true, Ordering::Relaxed);
+            unsettled.hold.end(Fate::Gone);
         }
+    }
+
+    /// Another process is to relay what is here: all that is not in a call is given back soon.
+    pub fn give_up(&self) {
+        self.lock().unsettled.values().for_each(|unsettled| unsettled.hold.end(Fate::GivenUp));
     }
 
     /// Returns when a message was settled since the last call.

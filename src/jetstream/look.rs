@@ -22,6 +22,8 @@ pub struct Looker {
     pub publisher: Publisher,
     /// Whether it is the first look in a connection.
     pub is_first: bool,
+    /// Whether somebody seems to have changed the consumer.
+    pub is_changed: bool,
     /// Whether the connection before may have broken over a message that cannot be read.
     pub is_suspicious: bool,
     /// Where to begin if the consumer has gone.
@@ -36,7 +38,7 @@ pub struct Looked {
     pub look: Look,
     /// Messages that cannot be delivered.
     pub unreadable: Vec<Unreadable>,
-    /// The consumer was missing, and this is the new one.
+    /// What the consumer is now, where it was missing or changed.
     pub made: Option<Made>,
 }
 
@@ -48,9 +50,9 @@ impl Looker {
     pub async fn look(self) -> Result<Looked, SetUpError> {
         if self.is_first {
             let doing = "find out which streams capture what is published".to_owned();
-            self.publisher.find_streams().await.map_err(|source| SetUpError::Api { doing, source })?;
+            self.publisher.find_streams().await.map_err(|error| SetUpError::Api { doing, error })?;
         }
-        let failed = |source: ApiError| SetUpError::Api { doing: "look at the consumer".to_owned(), source };
+        let failed = |error: ApiError| SetUpError::Api { doing: "look at the consumer".to_owned(), error };
         let mut made = None;
         let look = match self.consumer.look().await {
             Err(error) if Consumer::is_missing(&error) => {
@@ -60,6 +62,9 @@ impl Looker {
             }
             look => look.map_err(failed)?,
         };
+        if self.is_changed && made.is_none() {
+            made = Some(self.consumer.adopt().await?);
+        }
         let here = self.held.count_to(look.delivered) as u64;
         let mut unreadable = Vec::new();
         if self.is_suspicious && look.unsettled > here {

@@ -79,6 +79,8 @@ pub struct Pull {
     /// Where the last message is answered.
     reply: String,
     floor: u64,
+    /// Whether somebody seems to have changed the consumer.
+    is_changed: bool,
     said: Said,
     stopped: bool,
 }
@@ -89,6 +91,7 @@ struct Said {
     active: Option<bool>,
     paused: bool,
     unanswered: bool,
+    refused: Option<u16>,
     failing: Option<Instant>,
 }
 
@@ -132,7 +135,7 @@ impl Pull {
         publisher: &Publisher,
         metrics: &Metrics,
     ) -> anyhow::Result<Self> {
-        let api = Api::new(stream, link);
+        let api = Api::of_stream(stream, link);
         let consumer = Consumer::new(api.clone(), stream, &config.listen, config.pending.messages);
         let mut said: Option<Instant> = None;
         let made = loop {
@@ -148,12 +151,7 @@ impl Pull {
                 Err(error) => bail!("{error}"),
             }
         };
-        let acknowledge = format!("$JS.ACK.{}.{}.>", stream.name, stream.consumer);
-        for (subject, shown) in [(consumer.next(), consumer.next()), (acknowledge.replace('>', "1.1.1.1.0"), acknowledge)] {
-            if !publisher.may_publish(subject).await {
-                bail!("the NATS user may not publish on {shown}: grant it to the user");
-            }
-        }
+        consumer.may_be_used(publisher).await?;
         let held = Held::new(link);
         let keeping = tokio::spawn(held.clone().keep(made.ack_wait)).abort_handle();
         let context = api.context().await;
@@ -188,6 +186,7 @@ impl Pull {
             unreadable: BTreeSet::new(),
             reader: async_nats::jetstream::Message { message, context },
             floor: 0,
+            is_changed: false,
             said: Said::default(),
             stopped: false,
         })
@@ -394,7 +393,7 @@ impl Pull {
         self.reply.clear();
         self.reply.push_str(&reply);
         let id = Id::stored(&self.stream.name, sequence, stored_ns);
-        let stored = Stored { sequence, gone: Arc::default(), unreadable: None };
+        let stored = Stored { sequence, hold: Arc::default(), unreadable: None };
         let message = Message { subject, headers, payload, id, failure_told: AtomicBool::new(false), stored: Some(stored.clone()) };
         match self.held.receive(&stored, reply.clone()) {
             Delivery::New => self.arrived(sequence, message),
@@ -425,7 +424,7 @@ impl Pull {
         match status.map_or(0, |status| status.as_u16()) {
             404 | 408 => {}
             // Another replica works.
-            423 => (self.session.pin, self.session.next_delivery) = (None, None),
+            423 => (self.session.pin, self.session.next_delivery, self.look_at) = (None, None, Instant::now()),
             // The next message is one for which there is no room yet; nothing fits into a sign of life.
             409 if description == "Message Size Exceeds MaxBytes" => {
                 if had_asked {
@@ -436,10 +435,11 @@ impl Pull {
             code => {
                 self.session.ask_after = Instant::now() + ASK_AGAIN;
                 self.look_at = Instant::now();
-                // Said by what is done about it, if anything has to be.
-                if !matches!(code, 409 | 503) {
+                // Others are said by what is done about them, if anything has to be.
+                if !matches!(code, 409 | 503) && self.said.refused.replace(code) != Some(code) {
                     warn!(stream = self.stream.name, consumer = self.stream.consumer, code, description, "a pull request was refused");
                 }
+                self.is_changed = code == 400;
             }
         }
     }
@@ -452,6 +452,7 @@ impl Pull {
             held: self.held.clone(),
             publisher: self.publisher.clone(),
             is_first,
+            is_changed: self.is_changed,
             is_suspicious: is_first && self.sessions > 1,
             resume: Start::At { sequence: self.held.resume_at(self.floor), of: self.made.stream_created.clone() },
             after_you: if stands_by { AFTER_YOU } else { Duration::ZERO },
@@ -481,9 +482,17 @@ impl Pull {
                 self.held.forget_all();
                 self.floor = 0;
             }
+            if made.ack_wait != self.made.ack_wait {
+                self.keeping.abort();
+                self.keeping = tokio::spawn(self.held.clone().keep(made.ack_wait)).abort_handle();
+            }
             self.made = made;
+            self.is_changed = false;
             self.session.next_delivery = None;
             self.close_gate();
+        }
+        if self.made.group.is_some() && look.pinned.is_some() && look.pinned != self.session.pin {
+            self.held.give_up();
         }
         self.floor = look.floor;
         self.held.known_to_be_settled(look.floor);
@@ -535,10 +544,10 @@ impl Pull {
         }
     }
 
-    /// A message that can not arrive takes its place among the others, to fail there.
+    /// A message that can not arrive goes on at once, to fail.
     fn take_unreadable(&mut self, found: Unreadable) {
         let Unreadable { sequence, subject, payload, why, stored_ns } = found;
-        let stored = Stored { sequence, gone: Arc::default(), unreadable: Some(why) };
+        let stored = Stored { sequence, hold: Arc::default(), unreadable: Some(why) };
         if self.held.receive(&stored, unreadable::reply(&self.reply, sequence)) != Delivery::New {
             return;
         }
@@ -546,7 +555,7 @@ impl Pull {
         let (subject, headers) = (subject.into(), HeaderMap::new());
         let message = Message { subject, headers, payload, id, failure_told: AtomicBool::new(false), stored: Some(stored) };
         self.unreadable.insert(sequence);
-        self.arrived(sequence, message);
+        self.ready.push_back(message);
     }
 
     fn close_gate(&mut self) {
