@@ -241,7 +241,10 @@ impl Link {
             Event::LameDuckMode => warn!("the NATS server is about to stop (lame duck mode)"),
             Event::ServerError(ServerError::Other(text)) => match denied(&text) {
                 Some((Denied::Publish, subject)) => {
-                    if subject.starts_with("$JS.ACK.") && !std::mem::replace(&mut report.denied_ack_said, true) {
+                    if subject.starts_with("$JS.ACK.")
+                        && !subject.ends_with(".check")
+                        && !std::mem::replace(&mut report.denied_ack_said, true)
+                    {
                         error!(
                             subject,
                             "the NATS user may not acknowledge messages, so that they come again for ever: grant publish on $JS.ACK.>"

@@ -162,10 +162,11 @@ impl Consumer {
         if !publisher.may_publish(next.clone()).await {
             bail!("the NATS user may not publish on {next}: grant it to the user");
         }
-        // In one of its two forms (ADR-15); which one is used, the server decides.
+        // In one of its two forms (ADR-15); which one is used, the server decides. A subject with
+        // all its tokens would be taken for an acknowledgement.
         let config::Stream { name, consumer, .. } = &self.config;
-        let (old, new) = (format!("$JS.ACK.{name}.{consumer}"), format!("$JS.ACK._.check.{name}.{consumer}"));
-        if !publisher.may_publish(format!("{old}.1.1.1.1.0")).await && !publisher.may_publish(format!("{new}.1.1.1.1.0.1")).await {
+        let (old, new) = (format!("$JS.ACK.{name}.{consumer}"), format!("$JS.ACK._._.{name}.{consumer}"));
+        if !publisher.may_publish(format!("{old}.check")).await && !publisher.may_publish(format!("{new}.check")).await {
             bail!("the NATS user may not publish on {old}.>: grant it to the user");
         }
         Ok(())
