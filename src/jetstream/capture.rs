@@ -42,6 +42,11 @@ impl Capture {
                         );
                         return Ok(());
                     }
+                    // The account has no streams.
+                    Err(error) if !error.is_passing() => {
+                        debug!(%error, "no streams in the user's own account");
+                        return Ok(());
+                    }
                     page => page?,
                 };
                 let streams = page.get("streams").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
