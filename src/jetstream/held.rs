@@ -181,12 +181,6 @@ impl Held {
         state.unsettled.contains_key(&sequence) || state.settled.contains_key(&sequence)
     }
 
-    /// Whether `sequence` is unsettled here.
-    #[must_use]
-    pub fn holds(&self, sequence: u64) -> bool {
-        self.lock().unsettled.contains_key(&sequence)
-    }
-
     /// The sequence that another consumer has to begin with for nothing to be missed, when all
     /// up to `floor` is known to be settled.
     #[must_use]

@@ -26,6 +26,10 @@ pub struct Looker {
     pub is_changed: bool,
     /// Whether the connection before may have broken over a message that cannot be read.
     pub is_suspicious: bool,
+    /// Where another message is answered.
+    pub reply: String,
+    /// How long a message may be silent before it is delivered again.
+    pub ack_wait: Duration,
     /// Where to begin if the consumer has gone.
     pub resume: Start,
     /// How long to leave it to somebody else to make it anew.
@@ -75,6 +79,9 @@ impl Looker {
                 }
                 found => found.map_err(failed)?,
             };
+            for found in &unreadable {
+                unreadable::put_off(&self.consumer, &self.reply, found.sequence, self.ack_wait).await;
+            }
         }
         if look.unsettled < here {
             forget_removed(&self.consumer, &self.held).await;

@@ -25,7 +25,7 @@ use anyhow::{Context, bail};
 use async_nats::{HeaderMap, StatusCode, Subscriber};
 use futures_util::StreamExt;
 use serde_json::json;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -72,8 +72,6 @@ pub struct Pull {
     /// What is to be relayed next.
     ready: VecDeque<Message>,
     gate: Gate,
-    /// Unreadable messages that are not settled; nothing is asked for before they are.
-    unreadable: BTreeSet<u64>,
     /// The library's reader of where a message is from.
     reader: async_nats::jetstream::Message,
     /// Where the last message is answered.
@@ -183,7 +181,6 @@ impl Pull {
             look_at: Instant::now(),
             ready: VecDeque::new(),
             gate: Gate::closed(),
-            unreadable: BTreeSet::new(),
             reader: async_nats::jetstream::Message { message, context },
             floor: 0,
             is_changed: false,
@@ -279,7 +276,6 @@ impl Pull {
 
     /// Makes the next pull request, when there is room and the one before has ended.
     async fn ask(&mut self) {
-        self.unreadable.retain(|sequence| self.held.holds(*sequence));
         let now = Instant::now();
         if self.session.outstanding > 0 {
             if !self.is_late(LATE) {
@@ -323,9 +319,6 @@ impl Pull {
 
     /// How many messages and bytes may be asked for; 0 bytes is without a limit.
     fn room(&mut self) -> Option<(usize, usize)> {
-        if !self.unreadable.is_empty() {
-            return None;
-        }
         let pending = usize::try_from(self.metrics.pending_bytes.get()).unwrap_or(0) + self.gate.bytes();
         let held = self.held.len();
         if !self.gate.is_open() {
@@ -453,6 +446,8 @@ impl Pull {
             publisher: self.publisher.clone(),
             is_first,
             is_changed: self.is_changed,
+            reply: self.reply.clone(),
+            ack_wait: self.made.ack_wait,
             is_suspicious: is_first && self.sessions > 1,
             resume: Start::At { sequence: self.held.resume_at(self.floor), of: self.made.stream_created.clone() },
             after_you: if stands_by { AFTER_YOU } else { Duration::ZERO },
@@ -554,7 +549,6 @@ impl Pull {
         let id = Id::stored(&self.stream.name, sequence, stored_ns);
         let (subject, headers) = (subject.into(), HeaderMap::new());
         let message = Message { subject, headers, payload, id, failure_told: AtomicBool::new(false), stored: Some(stored) };
-        self.unreadable.insert(sequence);
         self.ready.push_back(message);
     }
 

@@ -8,14 +8,16 @@
 use super::consumer::{Consumer, Look};
 use super::held::Held;
 use super::{ApiError, number, text};
-use async_nats::{HeaderName, Subject};
+use async_nats::{HeaderName, HeaderValue, Request, StatusCode, Subject};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
 use std::str::FromStr;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 use tokio_util::bytes::Bytes;
 
+/// How long the server may take to put a message off.
+const PUT_OFF: Duration = Duration::from_secs(2);
 /// The most messages that are looked at after one lost connection.
 const MOST: usize = 10_000;
 
@@ -75,23 +77,41 @@ fn why_unreadable(message: &Value) -> Option<&'static str> {
         return None;
     }
     let Ok(headers) = std::str::from_utf8(&headers) else { return Some("its headers are not UTF-8") };
-    let mut lines = headers.lines();
+    let mut lines = headers.lines().peekable();
     let Some(status) = lines.next().and_then(|line| line.strip_prefix("NATS/1.0")) else {
         return Some("its headers do not begin with NATS/1.0");
     };
-    let status = status.split_whitespace().next();
-    if status.is_some_and(|status| async_nats::StatusCode::from_str(status).is_err()) {
+    let status = status.trim().split(' ').next().unwrap_or_default();
+    if !status.is_empty() && StatusCode::from_str(status).is_err() {
         return Some("its headers begin with a malformed status");
     }
-    for line in lines.filter(|line| !line.is_empty() && !line.starts_with(char::is_whitespace)) {
-        match line.split_once(':') {
-            None => return Some("one of its header lines has no colon"),
-            Some((name, _)) if HeaderName::from_str(name).is_err() => return Some("the name of one of its headers is malformed"),
-            Some((_, value)) if value.contains('\r') => return Some("the value of one of its headers has a line break"),
-            Some(_) => {}
+    while let Some(line) = lines.next() {
+        if line.is_empty() {
+            continue;
+        }
+        let Some((name, value)) = line.split_once(':') else { return Some("one of its header lines has no colon") };
+        if HeaderName::from_str(name).is_err() {
+            return Some("the name of one of its headers is malformed");
+        }
+        let mut value = value.to_owned();
+        while let Some(more) = lines.next_if(|line| line.starts_with(char::is_whitespace)) {
+            value.push_str(more);
+        }
+        if HeaderValue::from_str(value.trim()).is_err() {
+            return Some("the value of one of its headers is malformed");
         }
     }
     None
+}
+
+/// Has the server wait for `wait` before it delivers `sequence` again, so that it is out of the
+/// way of the next requests. Returns when the server has done so.
+pub async fn put_off(consumer: &Consumer, template: &str, sequence: u64, wait: Duration) {
+    let context = consumer.api.context().await;
+    let delay = format!("-NAK {{\"delay\": {}}}", wait.as_nanos());
+    // Without an answer it breaks the connection once more, and is put off again.
+    let request = Request::new().payload(delay.into()).timeout(Some(PUT_OFF));
+    let _ = context.client().send_request(reply(template, sequence), request).await;
 }
 
 /// Where to answer for a message that has not arrived, made of where another one is answered
@@ -129,6 +149,11 @@ mod tests {
             (b"NATS/1.0 many\r\n\r\n", false),
             (b"NATS/2.0\r\n\r\n", false),
             (b"NATS/1.0\r\nA: b\rc\r\n\r\n", false),
+            (b"NATS/1.0\r\nA: b\r\r\n\r\n", true),
+            (b"NATS/1.0\r\nA: b\r\n fol\rded\r\n\r\n", false),
+            (b"NATS/1.0\r\n starts: folded\r\n\r\n", false),
+            (b"NATS/1.0\r\nA: b\r\n\r\n late\r\n\r\n", false),
+            (b"NATS/1.0\t503\tGone\r\n\r\n", false),
             (b"NATS/1.0\r\n: x\r\n\r\n", true),
         ] {
             assert_eq!(why_unreadable(&stored("cms.a", headers)).is_none(), readable, "{}", String::from_utf8_lossy(headers));
