@@ -77,6 +77,10 @@ fn why_unreadable(message: &Value) -> Option<&'static str> {
         return None;
     }
     let Ok(headers) = std::str::from_utf8(&headers) else { return Some("its headers are not UTF-8") };
+    // A server that adds a header of its own cuts the end off (ADR-4).
+    if !headers.ends_with("\r\n\r\n") {
+        return Some("its headers do not end with an empty line");
+    }
     let mut lines = headers.lines().peekable();
     let Some(status) = lines.next().and_then(|line| line.strip_prefix("NATS/1.0")) else {
         return Some("its headers do not begin with NATS/1.0");
@@ -153,6 +157,7 @@ mod tests {
             (b"NATS/1.0\r\nA: b\r\n fol\rded\r\n\r\n", false),
             (b"NATS/1.0\r\n starts: folded\r\n\r\n", false),
             (b"NATS/1.0\r\nA: b\r\n\r\n late\r\n\r\n", false),
+            (b"NATS/1.0\r\nA: b\r\n", false),
             (b"NATS/1.0\t503\tGone\r\n\r\n", false),
             (b"NATS/1.0\r\n: x\r\n\r\n", true),
         ] {
