@@ -12,6 +12,7 @@ pub mod nats;
 pub mod proxy;
 pub mod relay;
 pub mod setup;
+pub mod stream;
 
 use async_nats::{Client, Subscriber};
 use futures_util::StreamExt;

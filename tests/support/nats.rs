@@ -66,9 +66,14 @@ impl NatsServer {
         assert_eq!(self.await_port(), self.port);
     }
 
+    /// Replaces the configuration, for the next start.
+    pub fn reconfigure(&self, config: &str) {
+        std::fs::write(self.folder.path().join("nats.conf"), config).unwrap();
+    }
+
     /// Replaces the configuration and has the server read it.
     pub fn reload(&self, config: &str) {
-        std::fs::write(self.folder.path().join("nats.conf"), config).unwrap();
+        self.reconfigure(config);
         super::signal(self.pid(), "HUP");
     }
 

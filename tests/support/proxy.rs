@@ -16,6 +16,7 @@ pub struct Proxy {
 struct State {
     closed: bool,
     swallowing: bool,
+    silent: bool,
     swallowed: Vec<u8>,
     hold: Option<Vec<u8>>,
     holding: bool,
@@ -34,7 +35,7 @@ impl Proxy {
                 let mut state = shared.lock().unwrap();
                 if !state.closed {
                     // What was swallowed belongs to the connections before.
-                    state.swallowing = false;
+                    (state.swallowing, state.silent) = (false, false);
                     state.connections.push(tokio::spawn(forward(client, port, shared.clone())));
                 }
             }
@@ -49,6 +50,11 @@ impl Proxy {
     /// From now on nothing that is sent to the server arrives there, until the next connection.
     pub fn swallow(&self) {
         self.lock().swallowing = true;
+    }
+
+    /// From now on nothing that the server sends comes out here, until the next connection.
+    pub fn silence(&self) {
+        self.lock().silent = true;
     }
 
     /// Whether `text` was swallowed.
@@ -117,7 +123,7 @@ async fn forward(client: TcpStream, port: u16, state: Arc<Mutex<State>>) {
     };
     tokio::select! {
         () = copy(from_client, to_server, swallow, hold) => {}
-        () = copy(from_server, to_client, |_| false, |_| false) => {}
+        () = copy(from_server, to_client, |_| state.lock().unwrap().silent, |_| false) => {}
     }
 }
 

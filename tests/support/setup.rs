@@ -54,15 +54,7 @@ impl Setup {
 
     /// Has the server take `commands` of its own protocol, which a client library would refuse to send.
     pub async fn publish_by_hand(&self, commands: &[u8]) {
-        let mut stream = BufReader::new(TcpStream::connect(("127.0.0.1", self.nats.port)).await.unwrap());
-        let mut line = String::new();
-        stream.read_line(&mut line).await.unwrap();
-        assert!(line.starts_with("INFO "), "{line}");
-        let connect = b"CONNECT {\"verbose\":false,\"pedantic\":false,\"headers\":true}\r\n";
-        stream.write_all(&[connect, commands, b"PING\r\n"].concat()).await.unwrap();
-        line.clear();
-        within("the server takes the commands", stream.read_line(&mut line)).await.unwrap();
-        assert_eq!(line, "PONG\r\n");
+        by_hand(self.nats.port, commands).await;
     }
 
     pub async fn relayed(&mut self) -> Message {
@@ -94,6 +86,19 @@ impl Setup {
             assert_eq!(next.subject.as_str(), end, "one too many: {next:?}");
         }
     }
+}
+
+/// Has a server take `commands` of its own protocol, which a client library would refuse to send.
+pub async fn by_hand(port: u16, commands: &[u8]) {
+    let mut stream = BufReader::new(TcpStream::connect(("127.0.0.1", port)).await.unwrap());
+    let mut line = String::new();
+    stream.read_line(&mut line).await.unwrap();
+    assert!(line.starts_with("INFO "), "{line}");
+    let connect = b"CONNECT {\"verbose\":false,\"pedantic\":false,\"headers\":true}\r\n";
+    stream.write_all(&[connect, commands, b"PING\r\n"].concat()).await.unwrap();
+    line.clear();
+    within("the server takes the commands", stream.read_line(&mut line)).await.unwrap();
+    assert_eq!(line, "PONG\r\n");
 }
 
 /// An `HPUB` command with exactly these header lines.
