@@ -9,6 +9,7 @@ use crate::environment::Environment;
 use crate::headers;
 use crate::plugin;
 use crate::secret::Secret;
+use crate::signature::Keys;
 use crate::subject::{self, Prefix};
 use async_nats::ServerAddr;
 use percent_encoding::percent_decode_str;
@@ -113,6 +114,11 @@ pub const VARIABLES: &[Variable] = &[
         "More statuses to retry, separated by commas (404 during deploys), beside connection errors, time-outs, 408, 425, 429 and 5xx.",
     ),
     secret(
+        "WEBHOOK_SECRET",
+        &[],
+        "Signs every call as Standard Webhooks: whsec_ and the base64 of 24 to 64 bytes. Several, separated by white space, while it is being rotated.",
+    ),
+    secret(
         "WEBHOOK_HEADERS",
         &[],
         "Headers of every call: name=value,name=value with percent-encoded values. They win over the message's.",
@@ -161,7 +167,6 @@ const PLANNED: &[&str] = &[
     "WEBHOOK_CA",
     "WEBHOOK_CERT",
     "WEBHOOK_KEY",
-    "WEBHOOK_SECRET",
 ];
 
 /// How the relay is set up. Built once at start, never changed.
@@ -274,6 +279,8 @@ pub struct Webhook {
     pub retry_status: Vec<StatusCode>,
     /// Headers of every call; their values are marked sensitive.
     pub headers: HeaderMap,
+    /// What every call is signed with.
+    pub keys: Keys,
 }
 
 /// What shapes messages.
@@ -403,6 +410,7 @@ impl Config {
                 .map(|part| part.parse().ok().filter(|n| (300..600).contains(n)).and_then(|n: u16| StatusCode::from_u16(n).ok()))
                 .collect::<Option<Vec<_>>>()
         });
+        let keys = read.keys();
         let webhook_headers = read.webhook_headers();
         let plugins = read.optional("PLUGINS", "paths separated by colons", |text| {
             Some(std::env::split_paths(text).filter(|path| !path.as_os_str().is_empty()).collect::<Vec<_>>())
@@ -442,6 +450,7 @@ impl Config {
                     max_attempts: max_attempts?,
                     retry_status: retry_status.unwrap_or_default(),
                     headers: webhook_headers,
+                    keys,
                 },
                 plugins: plugins?,
                 max_in_flight: max_in_flight?,
@@ -715,6 +724,16 @@ impl Reader<'_> {
         settings
     }
 
+    fn keys(&mut self) -> Keys {
+        const NAME: &str = "WEBHOOK_SECRET";
+        let read = self.text(NAME).map_or_else(|| Ok(Keys::default()), |text| Keys::parse(&text));
+        read.unwrap_or_else(|mistakes| {
+            const EXPECTED: &str = "whsec_ and the base64 of 24 to 64 bytes, or several separated by white space";
+            self.mistakes.extend(mistakes.iter().map(|mistake| format!("{NAME}: expected {EXPECTED}; {mistake}")));
+            Keys::default()
+        })
+    }
+
     fn webhook_headers(&mut self) -> HeaderMap {
         const EXPECTED: &str = "name=value,name=value with percent-encoded values";
         let mut map = HeaderMap::new();
@@ -801,6 +820,7 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
+    const SECRET: &str = "whsec_aHVudGVyMmh1bnRlcjJodW50ZXIyaHVudGVyMg==";
     const REQUIRED: [(&str, &str); 4] = [
         ("WEBHOOK_DESTINATION", "http://localhost:3000/hook"),
         ("NATS_HOST", "nats://localhost"),
@@ -997,6 +1017,7 @@ mod tests {
             ("NATS_HOST", "nats://filed"),
             ("NATS_USER", "filed"),
             ("NATS_PASS", "filed"),
+            ("WEBHOOK_SECRET", SECRET),
             ("WEBHOOK_HEADERS", "x=filed"),
         ];
         let secrets: BTreeSet<_> = VARIABLES.iter().filter(|variable| variable.secret).map(|variable| variable.name).collect();
@@ -1008,6 +1029,10 @@ mod tests {
         assert_eq!(config.nats.servers[0].host(), "filed");
         assert_eq!(config.nats.login, Login::Password { user: "filed".to_owned(), password: Secret::new("filed") });
         assert_eq!(config.webhook.headers["x"], "filed");
+        let call = HeaderMap::from_iter(
+            [(headers::WEBHOOK_ID, "a"), (headers::WEBHOOK_TIMESTAMP, "1")].map(|(name, value)| (name, HeaderValue::from_static(value))),
+        );
+        assert!(config.webhook.keys.sign(&call, b"").is_some());
     }
 
     #[test]
@@ -1049,9 +1074,10 @@ mod tests {
             ("WEBHOOK_DESTINATION", "http://u:hunter2@h/?s=hunter2"),
             ("NATS_HOST", "nats://u:hunter2@h"),
             ("WEBHOOK_HEADERS", "authorization=hunter2"),
+            ("WEBHOOK_SECRET", SECRET),
         ]);
         let shown = format!("{:?}", config.unwrap());
-        assert!(!shown.contains("hunter2"), "{shown}");
+        assert!(!shown.contains("hunter2") && !shown.contains("aHVudGVy"), "{shown}");
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub mod publisher;
 pub mod relay;
 pub mod secret;
 pub mod serve;
+pub mod signature;
 pub mod source;
 pub mod subject;
 pub mod subscription;

@@ -11,6 +11,7 @@ use crate::lane::{Slot, Working};
 use crate::message::{Message, Outbound};
 use crate::metrics::Metrics;
 use crate::outage::Outage;
+use crate::signature::Keys;
 use anyhow::Context;
 use futures_util::future::join_all;
 use prometheus_client::metrics::gauge::Gauge;
@@ -41,6 +42,7 @@ pub struct Webhook {
     timeout: Duration,
     max_attempts: Option<u32>,
     retry_status: Vec<StatusCode>,
+    keys: Keys,
     metrics: Metrics,
 }
 
@@ -77,11 +79,11 @@ impl Delivery {
         Self { message: message.clone(), body, set, relayed, _extra: extra }
     }
 
-    /// The headers of a call, without those that the operator fixed.
+    /// The headers of a call, without those that the operator fixed, and unsigned.
     #[must_use]
     pub fn headers(&self) -> HeaderMap {
         let (mut headers, _) = headers::to_http(&self.message.headers);
-        headers.reserve(6 + self.set.len());
+        headers.reserve(7 + self.set.len());
         replace(&mut headers, &self.set);
         headers.entry(header::CONTENT_TYPE).or_insert(HeaderValue::from_static("application/json"));
         if self.body.is_empty() {
@@ -216,6 +218,7 @@ impl Webhook {
             timeout: config.timeout,
             max_attempts: config.max_attempts,
             retry_status: config.retry_status.clone(),
+            keys: config.keys.clone(),
             metrics: metrics.clone(),
         })
     }
@@ -237,7 +240,7 @@ impl Webhook {
         loop {
             let called = Instant::now();
             // Boxed, so that a message that waits for a retry is small.
-            let outcome = Box::pin(endpoint.call(delivery, self.timeout)).await;
+            let outcome = Box::pin(endpoint.call(delivery, &self.keys, self.timeout)).await;
             drop(working);
             let elapsed = called.elapsed();
             self.metrics.webhook_seconds.0.observe(elapsed.as_secs_f64());
@@ -277,11 +280,14 @@ impl Webhook {
 }
 
 impl Endpoint {
-    async fn call(&self, delivery: &Delivery, timeout: Duration) -> Attempt {
+    async fn call(&self, delivery: &Delivery, keys: &Keys, timeout: Duration) -> Attempt {
         let mut request = Request::new(Method::POST, self.template.url().clone());
         let mut headers = delivery.headers();
         // What the operator fixed wins.
         replace(&mut headers, self.template.headers());
+        if let Some(signatures) = keys.sign(&headers, &delivery.body) {
+            headers.insert(headers::WEBHOOK_SIGNATURE, signatures);
+        }
         *request.headers_mut() = headers;
         *request.body_mut() = Some(delivery.body.clone().into());
         let mut attempt = None;
