@@ -4,10 +4,12 @@
 //! All mistakes are found in one pass and reported together, each naming its variable and what
 //! is expected. The value of a variable marked secret is never part of a report.
 
+use crate::certificates::{self, Certificates};
 use crate::destination::Destination;
 use crate::environment::Environment;
 use crate::headers;
 use crate::plugin;
+use crate::proxy::Proxy;
 use crate::secret::Secret;
 use crate::signature::Keys;
 use crate::subject::{self, Prefix};
@@ -123,6 +125,13 @@ pub const VARIABLES: &[Variable] = &[
         &[],
         "Headers of every call: name=value,name=value with percent-encoded values. They win over the message's.",
     ),
+    variable("WEBHOOK_CA", None, "PEM file with authorities to trust for https destinations, beside the system's."),
+    variable(
+        "WEBHOOK_CERT",
+        None,
+        "PEM file with a client certificate, for destinations that ask for one, and what leads to its authority.",
+    ),
+    variable("WEBHOOK_KEY", None, "PEM file with the private key of WEBHOOK_CERT, not encrypted."),
     variable(
         "MAX_IN_FLIGHT",
         Some("128"),
@@ -164,9 +173,6 @@ const PLANNED: &[&str] = &[
     "NATS_SEED",
     "NATS_TLS_FIRST",
     "NATS_TOKEN",
-    "WEBHOOK_CA",
-    "WEBHOOK_CERT",
-    "WEBHOOK_KEY",
 ];
 
 /// How the relay is set up. Built once at start, never changed.
@@ -269,6 +275,8 @@ pub struct Pending {
 pub struct Webhook {
     /// All of these must accept a message.
     pub destinations: Vec<Destination>,
+    /// The proxy on the way to each of them.
+    pub proxies: Vec<Option<Proxy>>,
     /// Time for one attempt.
     pub timeout: Duration,
     /// Time for connecting.
@@ -281,6 +289,8 @@ pub struct Webhook {
     pub headers: HeaderMap,
     /// What every call is signed with.
     pub keys: Keys,
+    /// Whom to trust, and what to identify with.
+    pub certificates: Certificates,
 }
 
 /// What shapes messages.
@@ -391,6 +401,7 @@ impl Config {
         }
 
         let destinations = read.destinations();
+        let proxies = read.proxies(destinations.as_deref().unwrap_or_default());
         let nats = read.nats();
         let listen = read.prefix("NATS_SUBJECT_PREFIX", true);
         let relayed = read.prefix("NATS_RELAYED_SUBJECT_PREFIX", true);
@@ -412,6 +423,7 @@ impl Config {
         });
         let keys = read.keys();
         let webhook_headers = read.webhook_headers();
+        let certificates = read.certificates("WEBHOOK_CA", "WEBHOOK_CERT", "WEBHOOK_KEY");
         let plugins = read.optional("PLUGINS", "paths separated by colons", |text| {
             Some(std::env::split_paths(text).filter(|path| !path.as_os_str().is_empty()).collect::<Vec<_>>())
         });
@@ -445,12 +457,14 @@ impl Config {
                 pending: Pending { messages: pending_messages.unwrap_or(most_messages), bytes: pending_bytes.unwrap_or(most_bytes) },
                 webhook: Webhook {
                     destinations: destinations?,
+                    proxies,
                     timeout: timeout?,
                     connect_timeout: connect_timeout?,
                     max_attempts: max_attempts?,
                     retry_status: retry_status.unwrap_or_default(),
                     headers: webhook_headers,
                     keys,
+                    certificates,
                 },
                 plugins: plugins?,
                 max_in_flight: max_in_flight?,
@@ -614,6 +628,19 @@ impl Reader<'_> {
         Some(destinations)
     }
 
+    fn proxies(&mut self, destinations: &[Destination]) -> Vec<Option<Proxy>> {
+        let mut proxies = Vec::new();
+        for destination in destinations {
+            match Proxy::of(destination, self.environment) {
+                Ok(proxy) => proxies.push(proxy),
+                // Several destinations make the same mistake.
+                Err(mistake) if self.mistakes.contains(&mistake) => {}
+                Err(mistake) => self.mistakes.push(mistake),
+            }
+        }
+        proxies
+    }
+
     fn nats(&mut self) -> Option<Nats> {
         let urls = self.required("NATS_HOST", "server URLs (nats:// tls:// ws:// wss://) separated by commas", |text| {
             let servers = text.split([',', ' ']).filter(|part| !part.is_empty());
@@ -732,6 +759,28 @@ impl Reader<'_> {
             self.mistakes.extend(mistakes.iter().map(|mistake| format!("{NAME}: expected {EXPECTED}; {mistake}")));
             Keys::default()
         })
+    }
+
+    /// The certificates and the key of the files that these variables name.
+    fn certificates(&mut self, ca: &'static str, cert: &'static str, key: &'static str) -> Certificates {
+        let authorities = self.pem_file(ca, certificates::authorities).unwrap_or_default();
+        let chain = self.pem_file(cert, certificates::certificates);
+        let private = self.pem_file(key, certificates::key);
+        for (name, other) in [(cert, key), (key, cert)] {
+            if self.environment.get(name).is_some() && self.environment.get(other).is_none() {
+                self.mistakes.push(format!("{name}: set without {other}; set both or neither"));
+            }
+        }
+        let identity = chain.zip(private).and_then(|(chain, private)| {
+            certificates::identity(chain, private).map_err(|error| self.mistakes.push(format!("{cert} and {key}: {error}"))).ok()
+        });
+        Certificates { authorities, identity }
+    }
+
+    /// What `read` finds in the file that a variable names.
+    fn pem_file<T>(&mut self, name: &'static str, read: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        let path = self.text(name)?;
+        read(&path).map_err(|error| self.mistakes.push(format!("{name}: {error}"))).ok()
     }
 
     fn webhook_headers(&mut self) -> HeaderMap {
@@ -1075,6 +1124,7 @@ mod tests {
             ("NATS_HOST", "nats://u:hunter2@h"),
             ("WEBHOOK_HEADERS", "authorization=hunter2"),
             ("WEBHOOK_SECRET", SECRET),
+            ("HTTP_PROXY", "http://u:hunter2@proxy"),
         ]);
         let shown = format!("{:?}", config.unwrap());
         assert!(!shown.contains("hunter2") && !shown.contains("aHVudGVy"), "{shown}");
