@@ -249,6 +249,18 @@ mod tests {
     }
 
     #[test]
+    fn neither_operator_nor_plugin_can_set_what_a_server_takes_for_the_relays_own() {
+        let name = |name: &str| HeaderName::from_bytes(name.as_bytes()).unwrap();
+        for ours in ["webhook-id", "Webhook_Id", "webhook.signature", "webhook!timestamp", "nats_subject"] {
+            assert!(is_ours(&name(ours)) && !is_framing(&name(ours)), "{ours}");
+        }
+        for framing in ["Host", "content_length", "Transfer.Encoding"] {
+            assert!(is_framing(&name(framing)) && !is_ours(&name(framing)), "{framing}");
+        }
+        assert!(!is_ours(&name("webhook-key")) && !is_framing(&name("authorization")));
+    }
+
+    #[test]
     fn what_only_begins_like_a_denied_name_travels() {
         for name in ["natsy", "webhooks", "relayed-by", "x-webhook-id", "x_nats_subject", "hosts", "content-type", "content_type"] {
             assert_eq!(to_http(&message(&[(name, "x")])).0.len(), 1, "{name}");

@@ -57,7 +57,8 @@ async fn suffer(url: &str, variables: &[(&str, &str)], calls: usize, deed: &str,
     }
     let (grown, took) = (setup.relay.memory("VmHWM") - before, start.elapsed());
     assert!(grown < MOST_KIB, "{deed} took {grown} KiB");
-    assert!(took < TIMEOUT + Duration::from_secs(20), "{deed} took {took:?}");
+    // With room for a slow machine, where a flood also keeps the endpoint and this test from running.
+    assert!(took < TIMEOUT + Duration::from_secs(45), "{deed} took {took:?}");
     announce(false);
     let recovers = async {
         loop {
