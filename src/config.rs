@@ -4,11 +4,14 @@
 //! All mistakes are found in one pass and reported together, each naming its variable and what
 //! is expected. The value of a variable marked secret is never part of a report.
 
+use crate::certificates::{self, Certificates};
 use crate::destination::Destination;
 use crate::environment::Environment;
 use crate::headers;
 use crate::plugin;
+use crate::proxy::Proxy;
 use crate::secret::Secret;
+use crate::signature::Keys;
 use crate::subject::{self, Prefix};
 use async_nats::ServerAddr;
 use percent_encoding::percent_decode_str;
@@ -113,10 +116,22 @@ pub const VARIABLES: &[Variable] = &[
         "More statuses to retry, separated by commas (404 during deploys), beside connection errors, time-outs, 408, 425, 429 and 5xx.",
     ),
     secret(
+        "WEBHOOK_SECRET",
+        &[],
+        "Signs every call as Standard Webhooks: whsec_ and the base64 of 24 to 64 bytes. Several, separated by white space, while it is being rotated.",
+    ),
+    secret(
         "WEBHOOK_HEADERS",
         &[],
         "Headers of every call: name=value,name=value with percent-encoded values. They win over the message's.",
     ),
+    variable("WEBHOOK_CA", None, "PEM file with authorities to trust for https destinations, beside the system's."),
+    variable(
+        "WEBHOOK_CERT",
+        None,
+        "PEM file with a client certificate, for destinations that ask for one, and what leads to its authority.",
+    ),
+    variable("WEBHOOK_KEY", None, "PEM file with the private key of WEBHOOK_CERT, not encrypted."),
     variable(
         "MAX_IN_FLIGHT",
         Some("128"),
@@ -158,10 +173,6 @@ const PLANNED: &[&str] = &[
     "NATS_SEED",
     "NATS_TLS_FIRST",
     "NATS_TOKEN",
-    "WEBHOOK_CA",
-    "WEBHOOK_CERT",
-    "WEBHOOK_KEY",
-    "WEBHOOK_SECRET",
 ];
 
 /// How the relay is set up. Built once at start, never changed.
@@ -264,6 +275,8 @@ pub struct Pending {
 pub struct Webhook {
     /// All of these must accept a message.
     pub destinations: Vec<Destination>,
+    /// The proxy on the way to each of them.
+    pub proxies: Vec<Option<Proxy>>,
     /// Time for one attempt.
     pub timeout: Duration,
     /// Time for connecting.
@@ -274,6 +287,10 @@ pub struct Webhook {
     pub retry_status: Vec<StatusCode>,
     /// Headers of every call; their values are marked sensitive.
     pub headers: HeaderMap,
+    /// What every call is signed with.
+    pub keys: Keys,
+    /// Whom to trust, and what to identify with.
+    pub certificates: Certificates,
 }
 
 /// What shapes messages.
@@ -384,6 +401,7 @@ impl Config {
         }
 
         let destinations = read.destinations();
+        let proxies = read.proxies(destinations.as_deref().unwrap_or_default());
         let nats = read.nats();
         let listen = read.prefix("NATS_SUBJECT_PREFIX", true);
         let relayed = read.prefix("NATS_RELAYED_SUBJECT_PREFIX", true);
@@ -403,7 +421,9 @@ impl Config {
                 .map(|part| part.parse().ok().filter(|n| (300..600).contains(n)).and_then(|n: u16| StatusCode::from_u16(n).ok()))
                 .collect::<Option<Vec<_>>>()
         });
+        let keys = read.keys();
         let webhook_headers = read.webhook_headers();
+        let certificates = read.certificates("WEBHOOK_CA", "WEBHOOK_CERT", "WEBHOOK_KEY");
         let plugins = read.optional("PLUGINS", "paths separated by colons", |text| {
             Some(std::env::split_paths(text).filter(|path| !path.as_os_str().is_empty()).collect::<Vec<_>>())
         });
@@ -437,11 +457,14 @@ impl Config {
                 pending: Pending { messages: pending_messages.unwrap_or(most_messages), bytes: pending_bytes.unwrap_or(most_bytes) },
                 webhook: Webhook {
                     destinations: destinations?,
+                    proxies,
                     timeout: timeout?,
                     connect_timeout: connect_timeout?,
                     max_attempts: max_attempts?,
                     retry_status: retry_status.unwrap_or_default(),
                     headers: webhook_headers,
+                    keys,
+                    certificates,
                 },
                 plugins: plugins?,
                 max_in_flight: max_in_flight?,
@@ -605,6 +628,19 @@ impl Reader<'_> {
         Some(destinations)
     }
 
+    fn proxies(&mut self, destinations: &[Destination]) -> Vec<Option<Proxy>> {
+        let mut proxies = Vec::new();
+        for destination in destinations {
+            match Proxy::of(destination, self.environment) {
+                Ok(proxy) => proxies.push(proxy),
+                // Several destinations make the same mistake.
+                Err(mistake) if self.mistakes.contains(&mistake) => {}
+                Err(mistake) => self.mistakes.push(mistake),
+            }
+        }
+        proxies
+    }
+
     fn nats(&mut self) -> Option<Nats> {
         let urls = self.required("NATS_HOST", "server URLs (nats:// tls:// ws:// wss://) separated by commas", |text| {
             let servers = text.split([',', ' ']).filter(|part| !part.is_empty());
@@ -715,6 +751,38 @@ impl Reader<'_> {
         settings
     }
 
+    fn keys(&mut self) -> Keys {
+        const NAME: &str = "WEBHOOK_SECRET";
+        let read = self.text(NAME).map_or_else(|| Ok(Keys::default()), |text| Keys::parse(&text));
+        read.unwrap_or_else(|mistakes| {
+            const EXPECTED: &str = "whsec_ and the base64 of 24 to 64 bytes, or several separated by white space";
+            self.mistakes.extend(mistakes.iter().map(|mistake| format!("{NAME}: expected {EXPECTED}; {mistake}")));
+            Keys::default()
+        })
+    }
+
+    /// The certificates and the key of the files that these variables name.
+    fn certificates(&mut self, ca: &'static str, cert: &'static str, key: &'static str) -> Certificates {
+        let authorities = self.pem_file(ca, certificates::authorities).unwrap_or_default();
+        let chain = self.pem_file(cert, certificates::certificates);
+        let private = self.pem_file(key, certificates::key);
+        for (name, other) in [(cert, key), (key, cert)] {
+            if self.environment.get(name).is_some() && self.environment.get(other).is_none() {
+                self.mistakes.push(format!("{name}: set without {other}; set both or neither"));
+            }
+        }
+        let identity = chain.zip(private).and_then(|(chain, private)| {
+            certificates::identity(chain, private).map_err(|error| self.mistakes.push(format!("{cert} and {key}: {error}"))).ok()
+        });
+        Certificates { authorities, identity }
+    }
+
+    /// What `read` finds in the file that a variable names.
+    fn pem_file<T>(&mut self, name: &'static str, read: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        let path = self.text(name)?;
+        read(&path).map_err(|error| self.mistakes.push(format!("{name}: {error}"))).ok()
+    }
+
     fn webhook_headers(&mut self) -> HeaderMap {
         const EXPECTED: &str = "name=value,name=value with percent-encoded values";
         let mut map = HeaderMap::new();
@@ -801,6 +869,7 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
+    const SECRET: &str = "whsec_aHVudGVyMmh1bnRlcjJodW50ZXIyaHVudGVyMg==";
     const REQUIRED: [(&str, &str); 4] = [
         ("WEBHOOK_DESTINATION", "http://localhost:3000/hook"),
         ("NATS_HOST", "nats://localhost"),
@@ -997,6 +1066,7 @@ mod tests {
             ("NATS_HOST", "nats://filed"),
             ("NATS_USER", "filed"),
             ("NATS_PASS", "filed"),
+            ("WEBHOOK_SECRET", SECRET),
             ("WEBHOOK_HEADERS", "x=filed"),
         ];
         let secrets: BTreeSet<_> = VARIABLES.iter().filter(|variable| variable.secret).map(|variable| variable.name).collect();
@@ -1008,6 +1078,10 @@ mod tests {
         assert_eq!(config.nats.servers[0].host(), "filed");
         assert_eq!(config.nats.login, Login::Password { user: "filed".to_owned(), password: Secret::new("filed") });
         assert_eq!(config.webhook.headers["x"], "filed");
+        let call = HeaderMap::from_iter(
+            [(headers::WEBHOOK_ID, "a"), (headers::WEBHOOK_TIMESTAMP, "1")].map(|(name, value)| (name, HeaderValue::from_static(value))),
+        );
+        assert!(config.webhook.keys.sign(&call, b"").is_some());
     }
 
     #[test]
@@ -1049,9 +1123,11 @@ mod tests {
             ("WEBHOOK_DESTINATION", "http://u:hunter2@h/?s=hunter2"),
             ("NATS_HOST", "nats://u:hunter2@h"),
             ("WEBHOOK_HEADERS", "authorization=hunter2"),
+            ("WEBHOOK_SECRET", SECRET),
+            ("HTTP_PROXY", "http://u:hunter2@proxy"),
         ]);
         let shown = format!("{:?}", config.unwrap());
-        assert!(!shown.contains("hunter2"), "{shown}");
+        assert!(!shown.contains("hunter2") && !shown.contains("aHVudGVy"), "{shown}");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use async_nats::header as nats;
 use reqwest::header::{self as http, HeaderMap, HeaderName, HeaderValue};
+use std::borrow::Cow;
 
 /// The header that carries the message's subject to the webhook.
 pub const NATS_SUBJECT: HeaderName = HeaderName::from_static("nats-subject");
@@ -37,39 +38,58 @@ pub const REASONS: [&str; 13] = [
 /// upper bound of its own.
 const MAX_HEADERS: usize = 1000;
 
-/// Whether `name` belongs to one hop of HTTP or frames its body (RFC 9110, section 7.6.1, and
-/// RFC 9112, section 6), so that only the HTTP client may set it.
+/// What belongs to one hop of HTTP or frames its body (RFC 9110, section 7.6.1, and RFC 9112,
+/// section 6), so that only the HTTP client may set it.
+const FRAMING: [&str; 11] = [
+    "connection",
+    "content-length",
+    "expect",
+    "host",
+    "http2-settings",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// What else a publisher may not decide, because it speaks for the relay or its operator.
+const DENIED: [&str; 6] = ["accept-encoding", "authorization", "cookie", "proxy-authenticate", "proxy-authorization", "user-agent"];
+const DENIED_PREFIXES: [&str; 3] = ["nats-", "relay-", "webhook-"];
+
+/// What a server may make of a name before its application sees it: CGI, WSGI and PHP know no
+/// difference between `webhook-id`, `webhook_id` and `webhook.id`. So none is made here.
+fn folded(name: &HeaderName) -> Cow<'_, str> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    match name.as_str() {
+        plain if plain.chars().all(is_plain) => Cow::Borrowed(plain),
+        other => Cow::Owned(other.chars().map(|c| if is_plain(c) { c } else { '-' }).collect()),
+    }
+}
+
+/// Whether only the HTTP client may set `name`.
 #[must_use]
 pub fn is_framing(name: &HeaderName) -> bool {
-    matches!(
-        name.as_str(),
-        "connection"
-            | "content-length"
-            | "expect"
-            | "host"
-            | "http2-settings"
-            | "keep-alive"
-            | "proxy-connection"
-            | "te"
-            | "trailer"
-            | "transfer-encoding"
-            | "upgrade"
-    )
+    FRAMING.contains(&&*folded(name))
 }
 
 /// Whether the relay gives `name` its value itself.
 #[must_use]
 pub fn is_ours(name: &HeaderName) -> bool {
-    [NATS_SUBJECT, WEBHOOK_ID, WEBHOOK_TIMESTAMP, WEBHOOK_SIGNATURE].contains(name)
+    let folded = folded(name);
+    [NATS_SUBJECT, WEBHOOK_ID, WEBHOOK_TIMESTAMP, WEBHOOK_SIGNATURE].iter().any(|ours| ours.as_str() == folded)
 }
 
-/// Whether a publisher may not decide `name`, because it speaks for the relay or its operator.
+/// Whether a publisher may not decide `name`.
 fn is_denied(name: &HeaderName) -> bool {
-    is_framing(name)
-        || is_ours(name)
-        || matches!(name.as_str(), "authorization" | "cookie" | "proxy-authenticate" | "proxy-authorization" | "user-agent")
-        || name.as_str().starts_with("nats-")
-        || REASONS.iter().any(|reason| reason.eq_ignore_ascii_case(name.as_str()))
+    let name = &*folded(name);
+    FRAMING.contains(&name) || DENIED.contains(&name) || DENIED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// Whether `name` is one of [`REASONS`], in any case.
+fn is_reason(name: &str) -> bool {
+    REASONS.iter().any(|reason| reason.eq_ignore_ascii_case(name))
 }
 
 /// The message's headers as HTTP headers, and how many of them HTTP does not allow.
@@ -116,7 +136,7 @@ pub fn to_relayed(message: &nats::HeaderMap) -> nats::HeaderMap {
     let mut relayed = nats::HeaderMap::new();
     for (name, values) in message.iter() {
         let text: &str = name.as_ref();
-        if !is_control(text) && !REASONS.contains(&text) {
+        if !is_control(text) && !is_reason(text) {
             for value in values {
                 relayed.append(name.clone(), value.clone());
             }
@@ -206,10 +226,44 @@ mod tests {
             "nats-msg-id",
             "Nats-Expected-Stream",
             "Nats-Anything",
+            "Webhook-Anything",
+            "RELAY-Reason",
+            "Relay-Anything",
+            "Accept-Encoding",
+            // What servers make the same name of.
+            "webhook_id",
+            "Webhook_Signature",
+            "WEBHOOK.TIMESTAMP",
+            "webhook!id",
+            "nats_subject",
+            "Relay_Id",
+            "content_length",
+            "Transfer_Encoding",
+            "user_agent",
+            "Proxy_Authorization",
         ];
         for name in denied {
             let (http, illegal) = to_http(&message(&[(name, "x"), ("X-Good", "1")]));
             assert_eq!((http.len(), illegal), (1, 0), "{name}");
+        }
+    }
+
+    #[test]
+    fn neither_operator_nor_plugin_can_set_what_a_server_takes_for_the_relays_own() {
+        let name = |name: &str| HeaderName::from_bytes(name.as_bytes()).unwrap();
+        for ours in ["webhook-id", "Webhook_Id", "webhook.signature", "webhook!timestamp", "nats_subject"] {
+            assert!(is_ours(&name(ours)) && !is_framing(&name(ours)), "{ours}");
+        }
+        for framing in ["Host", "content_length", "Transfer.Encoding"] {
+            assert!(is_framing(&name(framing)) && !is_ours(&name(framing)), "{framing}");
+        }
+        assert!(!is_ours(&name("webhook-key")) && !is_framing(&name("authorization")));
+    }
+
+    #[test]
+    fn what_only_begins_like_a_denied_name_travels() {
+        for name in ["natsy", "webhooks", "relayed-by", "x-webhook-id", "x_nats_subject", "hosts", "content-type", "content_type"] {
+            assert_eq!(to_http(&message(&[(name, "x")])).0.len(), 1, "{name}");
         }
     }
 
@@ -237,6 +291,8 @@ mod tests {
             ("X-Case", "2"),
             ("a/b", "3"),
             ("Nats", "4"),
+            ("Relay-Reason", "forged"),
+            ("relay-ERROR", "forged"),
         ]));
         assert_eq!(copy.len(), 3, "{copy:?}");
         assert_eq!(copy.get_all("X-Case").map(|value| value.as_str()).collect::<Vec<_>>(), ["1", "2"]);

@@ -5,6 +5,8 @@
 //! [`relay::Relay`] has the function in which these steps are read from top to bottom. This
 //! library exists for the program of the same name and makes no promise of a stable API.
 
+pub mod certificates;
+pub mod client;
 pub mod command;
 pub mod config;
 pub mod dead_letter;
@@ -21,10 +23,12 @@ pub mod metrics;
 pub mod nats;
 pub mod outage;
 pub mod plugin;
+pub mod proxy;
 pub mod publisher;
 pub mod relay;
 pub mod secret;
 pub mod serve;
+pub mod signature;
 pub mod source;
 pub mod subject;
 pub mod subscription;

@@ -4,6 +4,7 @@
 //! else can make that value, and nothing is republished without it. What is said about a
 //! destination that is down is in `outage.rs`.
 
+use crate::client;
 use crate::config;
 use crate::destination::Destination;
 use crate::headers;
@@ -11,13 +12,14 @@ use crate::lane::{Slot, Working};
 use crate::message::{Message, Outbound};
 use crate::metrics::Metrics;
 use crate::outage::Outage;
+use crate::proxy::Proxy;
+use crate::signature::Keys;
 use anyhow::Context;
 use futures_util::future::join_all;
 use prometheus_client::metrics::gauge::Gauge;
 use reqwest::header::{self, HeaderMap, HeaderValue};
 use reqwest::{Client, Method, Request, Response, StatusCode};
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
@@ -31,9 +33,6 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
 /// How much of an answer's body is read, for the sake of the connection's reuse.
 const BODY_CAP: usize = 64 * 1024;
-/// Shorter than the 5 s after which Node closes an idle connection, so that we rarely write
-/// into one that is being closed.
-const POOL_IDLE: Duration = Duration::from_secs(4);
 
 /// The configured destinations.
 pub struct Webhook {
@@ -41,11 +40,13 @@ pub struct Webhook {
     timeout: Duration,
     max_attempts: Option<u32>,
     retry_status: Vec<StatusCode>,
+    keys: Keys,
     metrics: Metrics,
 }
 
 struct Endpoint {
     destination: Destination,
+    proxy: Option<Proxy>,
     client: Client,
     /// A request with URL, fixed headers and, from the URL's user info, basic auth.
     template: Request,
@@ -77,11 +78,11 @@ impl Delivery {
         Self { message: message.clone(), body, set, relayed, _extra: extra }
     }
 
-    /// The headers of a call, without those that the operator fixed.
+    /// The headers of a call, without those that the operator fixed, and unsigned.
     #[must_use]
     pub fn headers(&self) -> HeaderMap {
         let (mut headers, _) = headers::to_http(&self.message.headers);
-        headers.reserve(6 + self.set.len());
+        headers.reserve(7 + self.set.len());
         replace(&mut headers, &self.set);
         headers.entry(header::CONTENT_TYPE).or_insert(HeaderValue::from_static("application/json"));
         if self.body.is_empty() {
@@ -201,21 +202,23 @@ impl Webhook {
     /// # Errors
     /// When TLS can not be set up on this machine.
     pub fn new(config: &config::Webhook, metrics: &Metrics) -> anyhow::Result<Self> {
-        let endpoints = config.destinations.iter().map(|destination| {
-            let client = client(destination, config).with_context(|| format!("cannot set up a client for {destination}"))?;
+        let endpoints = config.destinations.iter().zip(&config.proxies).map(|(destination, proxy)| {
+            let client =
+                client::client(destination, proxy.as_ref(), config).with_context(|| format!("cannot set up a client for {destination}"))?;
             let mut template = client
                 .post(destination.url().clone())
                 .build()
                 .map_err(reqwest::Error::without_url)
                 .with_context(|| format!("cannot make a request for {destination}"))?;
             replace(template.headers_mut(), &config.headers);
-            Ok(Endpoint { outage: Outage::new(destination), destination: destination.clone(), client, template })
+            Ok(Endpoint { outage: Outage::new(destination), destination: destination.clone(), proxy: proxy.clone(), client, template })
         });
         Ok(Self {
             endpoints: endpoints.collect::<anyhow::Result<_>>()?,
             timeout: config.timeout,
             max_attempts: config.max_attempts,
             retry_status: config.retry_status.clone(),
+            keys: config.keys.clone(),
             metrics: metrics.clone(),
         })
     }
@@ -237,7 +240,7 @@ impl Webhook {
         loop {
             let called = Instant::now();
             // Boxed, so that a message that waits for a retry is small.
-            let outcome = Box::pin(endpoint.call(delivery, self.timeout)).await;
+            let outcome = Box::pin(endpoint.call(delivery, &self.keys, self.timeout)).await;
             drop(working);
             let elapsed = called.elapsed();
             self.metrics.webhook_seconds.0.observe(elapsed.as_secs_f64());
@@ -277,17 +280,20 @@ impl Webhook {
 }
 
 impl Endpoint {
-    async fn call(&self, delivery: &Delivery, timeout: Duration) -> Attempt {
+    async fn call(&self, delivery: &Delivery, keys: &Keys, timeout: Duration) -> Attempt {
         let mut request = Request::new(Method::POST, self.template.url().clone());
         let mut headers = delivery.headers();
         // What the operator fixed wins.
         replace(&mut headers, self.template.headers());
+        if let Some(signatures) = keys.sign(&headers, &delivery.body) {
+            headers.insert(headers::WEBHOOK_SIGNATURE, signatures);
+        }
         *request.headers_mut() = headers;
         *request.body_mut() = Some(delivery.body.clone().into());
         let mut attempt = None;
         let call = async {
             match self.client.execute(request).await {
-                Err(error) => attempt = Some(Attempt::unanswered(self.explain(&error))),
+                Err(error) => attempt = Some(Attempt::unanswered(client::explain(&error, &self.destination, self.proxy.as_ref()))),
                 Ok(mut response) => {
                     attempt = Some(self.answered(&response));
                     // The status is the answer. The rest is read so that the connection can be
@@ -312,30 +318,6 @@ impl Endpoint {
     fn redirection(&self, location: &HeaderValue) -> Option<String> {
         let url = self.destination.url().join(location.to_str().ok()?).ok()?;
         Some(Destination::parse(url.as_str())?.to_string())
-    }
-
-    /// Why there was no answer, in words that help. reqwest's own text shows the URL with its query.
-    fn explain(&self, error: &reqwest::Error) -> String {
-        let authority = self.destination.authority();
-        let mut causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
-        let io = causes.clone().find_map(|cause| cause.downcast_ref::<std::io::Error>()).map(std::io::Error::kind);
-        let texts: Vec<_> = causes.by_ref().map(ToString::to_string).collect();
-        let detail = texts.last().map_or_else(|| "unknown error".to_owned(), |text| text.escape_debug().to_string());
-        if error.is_connect() {
-            if io == Some(std::io::ErrorKind::ConnectionRefused) {
-                format!("nothing listens on {authority}: is the frontend running?")
-            } else if error.is_timeout() {
-                format!("no connection to {authority} within the connect time-out")
-            } else if detail.contains("InvalidContentType") {
-                format!("{authority} does not speak TLS: is it http:// rather than https://?")
-            } else if texts.iter().any(|text| text.contains("dns error")) {
-                format!("cannot find the host {}: {detail}", self.destination.host())
-            } else {
-                format!("cannot connect to {authority}: {detail}")
-            }
-        } else {
-            format!("no usable answer from {authority}: {detail}")
-        }
     }
 }
 
@@ -380,25 +362,6 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
         Err(_) => httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default(),
     };
     Some(wait.min(LONGEST_RETRY_AFTER))
-}
-
-fn client(destination: &Destination, config: &config::Webhook) -> reqwest::Result<Client> {
-    let mut builder = Client::builder()
-        .user_agent(concat!("nats-webhook-relay/", env!("CARGO_PKG_VERSION")))
-        .redirect(reqwest::redirect::Policy::none())
-        .retry(reqwest::retry::never())
-        .connect_timeout(config.connect_timeout)
-        .pool_idle_timeout(POOL_IDLE)
-        .tcp_nodelay(true);
-    if destination.is_loopback() {
-        builder = builder.no_proxy();
-    }
-    if destination.is_localhost() {
-        // Whichever of the two families the frontend listens on, and whatever /etc/hosts says.
-        let both = [SocketAddr::from((Ipv6Addr::LOCALHOST, 0)), SocketAddr::from((Ipv4Addr::LOCALHOST, 0))];
-        builder = builder.resolve_to_addrs(destination.host(), &both);
-    }
-    builder.build().map_err(reqwest::Error::without_url)
 }
 
 #[cfg(test)]

@@ -106,7 +106,11 @@ fn every_bad_value_is_reported_in_one_go_with_its_name_and_what_is_expected() {
         ("WEBHOOK_CONNECT_TIMEOUT", "0s", "30s"),
         ("WEBHOOK_MAX_ATTEMPTS", "ten", "from 1 to 1000000"),
         ("WEBHOOK_RETRY_STATUS", "404,200", "from 300 to 599"),
+        ("WEBHOOK_SECRET", "whsec_aHVudGVyMg==hunter2", "24 to 64 bytes"),
         ("WEBHOOK_HEADERS", "x-ok=1,hunter2", "entry 2"),
+        ("WEBHOOK_CA", "/none/ca.pem", "cannot read /none/ca.pem: No such file"),
+        ("WEBHOOK_CERT", "/none/cert.pem", "cannot read /none/cert.pem: No such file"),
+        ("WEBHOOK_KEY", "/none/key.pem", "cannot read /none/key.pem: No such file"),
         ("MAX_IN_FLIGHT", "-1", "from 1 to 65536"),
         ("SHUTDOWN_GRACE", "soon", "30s"),
         ("PLUGINS", "/none/here.wasm", "/none/here.wasm: No such file"),
@@ -140,6 +144,9 @@ fn no_secret_is_shown_whatever_is_wrong_with_it() {
         ("WEBHOOK_HEADERS", "authorization=hunter2%00"),
         ("WEBHOOK_HEADERS", "hunter2 hunter2=x"),
         ("WEBHOOK_HEADERS", "host=hunter2"),
+        ("WEBHOOK_SECRET", "hunter2"),
+        ("WEBHOOK_SECRET", "whsec_hunter2"),
+        ("WEBHOOK_SECRET", "whsec_hunter2hunter2hunter2hunter2!"),
     ] {
         // `mistakes` looks for the secret.
         assert_eq!(mistakes_with(&[more]).len(), 1, "{more:?}");
@@ -152,6 +159,7 @@ fn a_secret_that_is_right_is_not_shown_either_when_nats_can_not_be_reached() {
         ("WEBHOOK_DESTINATION", "http://u:hunter2@127.0.0.1:1/?secret=hunter2"),
         ("NATS_HOST", "nats://relay:hunter2@127.0.0.1:1,ws://hunter2@127.0.0.1:1"),
         ("WEBHOOK_HEADERS", "authorization=hunter2"),
+        ("WEBHOOK_SECRET", "whsec_hunter2hunter2hunter2hunter2hunter2hunter2hunter2hunter2"),
         ("RUST_LOG", "trace"),
     ]);
     let (status, stdout, stderr) = check(&variables);
@@ -171,9 +179,17 @@ fn secrets_from_files_that_are_missing_empty_or_in_doubt() {
         .filter(|variable| variable.secret)
         .flat_map(|variable| std::iter::once(&variable.name).chain(variable.aliases).map(move |name| (variable, *name)))
         .collect();
-    for expected in
-        ["WEBHOOK_DESTINATION", "NATS_HOST", "NATS_URL", "NATS_ADDRESS", "NATS_USER", "NATS_PASS", "NATS_PASSWORD", "WEBHOOK_HEADERS"]
-    {
+    for expected in [
+        "WEBHOOK_DESTINATION",
+        "NATS_HOST",
+        "NATS_URL",
+        "NATS_ADDRESS",
+        "NATS_USER",
+        "NATS_PASS",
+        "NATS_PASSWORD",
+        "WEBHOOK_SECRET",
+        "WEBHOOK_HEADERS",
+    ] {
         assert!(names.iter().any(|(_, name)| *name == expected), "{expected} may hold a secret");
     }
     for (variable, name) in names {

@@ -28,11 +28,12 @@ let
     program name // arguments;
   # Files have to exist.
   file = path: if builtins.pathExists path then [ path ] else throw "${toString path} does not exist";
+  files = set: if builtins.isList set then set else file set;
 
   lib' = lib // {
     fileset = {
-      unions = lib.concatMap (entry: if builtins.isList entry then entry else file entry);
-      difference = a: b: file a ++ builtins.seq (file b) [ ];
+      unions = lib.concatMap files;
+      difference = a: b: builtins.seq (files b) (files a);
       toSource = { root, fileset }: builtins.seq (file root) (map toString fileset);
     };
     licenses = {

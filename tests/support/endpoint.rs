@@ -1,9 +1,12 @@
 //! Real HTTP endpoints: a well-behaved one that records, and a raw one that answers any bytes.
 
+use super::authority::TlsListener;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::Request;
+use axum::extract::connect_info::{ConnectInfo, Connected};
 use axum::response::Response;
+use axum::serve::{IncomingStream, Listener};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -16,6 +19,9 @@ use tokio::net::{TcpListener, TcpStream};
 pub struct Call {
     pub method: String,
     pub path: String,
+    pub version: axum::http::Version,
+    /// Which connection it came over: equal for those of one.
+    pub connection: usize,
     pub headers: axum::http::HeaderMap,
     pub body: Bytes,
     pub at: Instant,
@@ -61,9 +67,26 @@ impl Reply {
     }
 }
 
+/// Tells the connections of an endpoint apart.
+#[derive(Clone, Copy)]
+struct Connection(usize);
+
+impl Connected<IncomingStream<'_, TcpListener>> for Connection {
+    fn connect_info(stream: IncomingStream<'_, TcpListener>) -> Self {
+        Self(stream.remote_addr().port().into())
+    }
+}
+
+impl Connected<IncomingStream<'_, TlsListener>> for Connection {
+    fn connect_info(stream: IncomingStream<'_, TlsListener>) -> Self {
+        Self(*stream.remote_addr())
+    }
+}
+
 /// An HTTP server on a free port.
 pub struct Endpoint {
     pub port: u16,
+    scheme: &'static str,
     calls: Arc<Mutex<Vec<Call>>>,
     server: tokio::task::JoinHandle<()>,
 }
@@ -81,6 +104,19 @@ impl Endpoint {
 
     pub fn on(listener: TcpListener, reply: impl Fn(&Call) -> Reply + Send + Sync + 'static) -> Self {
         let port = listener.local_addr().unwrap().port();
+        Self::serve("http", port, listener, reply)
+    }
+
+    /// Answers over TLS.
+    pub fn tls(listener: TlsListener, reply: impl Fn(&Call) -> Reply + Send + Sync + 'static) -> Self {
+        Self::serve("https", listener.port, listener, reply)
+    }
+
+    fn serve<L>(scheme: &'static str, port: u16, listener: L, reply: impl Fn(&Call) -> Reply + Send + Sync + 'static) -> Self
+    where
+        L: Listener<Addr: std::fmt::Debug>,
+        Connection: for<'a> Connected<IncomingStream<'a, L>>,
+    {
         let calls = Arc::new(Mutex::new(Vec::new()));
         let reply = Arc::new(reply);
         let recorded = calls.clone();
@@ -88,13 +124,13 @@ impl Endpoint {
             let (calls, reply) = (recorded.clone(), reply.clone());
             async move { handle(request, &calls, &*reply).await }
         };
-        let router = Router::new().fallback(handler);
+        let router = Router::new().fallback(handler).into_make_service_with_connect_info::<Connection>();
         let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-        Self { port, calls, server }
+        Self { port, scheme, calls, server }
     }
 
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}/hook", self.port)
+        format!("{}://127.0.0.1:{}/hook", self.scheme, self.port)
     }
 
     pub fn calls(&self) -> Vec<Call> {
@@ -130,7 +166,9 @@ async fn handle(request: Request, calls: &Mutex<Vec<Call>>, reply: &(impl Fn(&Ca
     let at = Instant::now();
     let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
     let path = parts.uri.path_and_query().map_or_else(String::new, ToString::to_string);
-    let call = Call { method: parts.method.to_string(), path, headers: parts.headers, body, at, answered_at: None };
+    let ConnectInfo(Connection(connection)) = parts.extensions.get().copied().unwrap();
+    let method = parts.method.to_string();
+    let call = Call { method, path, version: parts.version, connection, headers: parts.headers, body, at, answered_at: None };
     let index = {
         let mut calls = calls.lock().unwrap();
         calls.push(call.clone());

@@ -1,0 +1,157 @@
+//! The HTTP client of a destination: TLS, proxy and connections, and why a call got no answer.
+//!
+//! HTTP/2 is spoken where an endpoint offers it over TLS. Answers are not decompressed: nobody
+//! reads them. What an endpoint can make the relay keep is bounded here.
+
+use crate::certificates::Certificates;
+use crate::config;
+use crate::destination::Destination;
+use crate::proxy::Proxy;
+use anyhow::Context;
+use async_nats::rustls::crypto::ring;
+use async_nats::rustls::sign::SingleCertAndKey;
+use async_nats::rustls::{self, CertificateError, ClientConfig, InvalidMessage};
+use reqwest::{Client, ClientBuilder};
+use rustls_platform_verifier::Verifier;
+use std::error::Error;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Shorter than the 5 s after which Node closes an idle connection, so that we rarely write
+/// into one that is being closed.
+const POOL_IDLE: Duration = Duration::from_secs(4);
+/// What an endpoint may send ahead of us over HTTP/2: for one answer, and for all of a connection.
+const STREAM_WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Over HTTP/2 all calls share a connection. One that has gone silent is noticed by these, or
+/// every attempt would be made on it, and time out.
+const PING_EVERY: Duration = Duration::from_secs(5);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A client for `destination`.
+///
+/// # Errors
+/// When TLS can not be set up on this machine.
+pub(crate) fn client(destination: &Destination, proxy: Option<&Proxy>, config: &config::Webhook) -> anyhow::Result<Client> {
+    let mut builder = Client::builder()
+        .user_agent(concat!("nats-webhook-relay/", env!("CARGO_PKG_VERSION")))
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .connect_timeout(config.connect_timeout)
+        .pool_idle_timeout(POOL_IDLE)
+        .http2_initial_stream_window_size(STREAM_WINDOW)
+        .http2_initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_keep_alive_interval(PING_EVERY)
+        .http2_keep_alive_timeout(PING_TIMEOUT)
+        .tcp_nodelay(true)
+        .no_proxy();
+    builder = match destination.url().scheme() == "https" || proxy.is_some_and(Proxy::is_secure) {
+        true => builder.tls_backend_preconfigured(tls(&config.certificates)?),
+        // A machine without authorities can call without TLS.
+        false => builder.tls_certs_only([]),
+    };
+    if let Some(proxy) = proxy {
+        builder = builder.proxy(proxy.for_client()?);
+    }
+    if destination.is_localhost() {
+        builder = both_families(builder, destination.host());
+    }
+    Ok(builder.build()?)
+}
+
+/// Whichever of the two families the frontend listens on, and whatever /etc/hosts says.
+fn both_families(builder: ClientBuilder, host: &str) -> ClientBuilder {
+    let both = [SocketAddr::from((Ipv6Addr::LOCALHOST, 0)), SocketAddr::from((Ipv4Addr::LOCALHOST, 0))];
+    builder.resolve_to_addrs(host, &both)
+}
+
+/// The system's authorities and ours; our identity where there is one.
+fn tls(certificates: &Certificates) -> anyhow::Result<ClientConfig> {
+    let provider = Arc::new(ring::default_provider());
+    let verifier = Verifier::new_with_extra_roots(certificates.authorities.iter().cloned(), provider.clone())
+        .context("there are no authorities to trust: install the system's (ca-certificates), or set WEBHOOK_CA")?;
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let mut tls = match &certificates.identity {
+        None => builder.with_no_client_auth(),
+        Some(identity) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(identity.clone()))),
+    };
+    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(tls)
+}
+
+/// Why there was no answer, in words that help. reqwest's own text shows the URL with its query.
+pub(crate) fn explain(error: &reqwest::Error, destination: &Destination, proxy: Option<&Proxy>) -> String {
+    let authority = destination.authority();
+    let causes: Vec<&(dyn Error + 'static)> = std::iter::successors(error.source(), |cause| (*cause).source()).collect();
+    let texts: Vec<_> = causes.iter().map(ToString::to_string).collect();
+    let detail = texts.last().map_or_else(|| "unknown error".to_owned(), |text| text.escape_debug().to_string());
+    // Over HTTP/2 only the text of an alert is left.
+    if let Some(alert) = texts.iter().find_map(|text| text.strip_prefix("received fatal alert: ")) {
+        return explain_alert(alert, &authority);
+    }
+    if let Some(error) = causes.iter().find_map(|cause| tls_error(*cause)) {
+        return explain_tls(error, &authority);
+    }
+    if !error.is_connect() {
+        return format!("no usable answer from {authority}: {detail}");
+    }
+    let refused =
+        causes.iter().filter_map(|cause| cause.downcast_ref::<io::Error>()).any(|io| io.kind() == io::ErrorKind::ConnectionRefused);
+    match proxy {
+        Some(proxy) if refused => format!("nothing listens on {proxy}, the proxy on the way to {authority}"),
+        Some(proxy) => format!("cannot connect to {authority} through the proxy {proxy}: {detail}"),
+        None if refused => format!("nothing listens on {authority}: is the frontend running?"),
+        None if error.is_timeout() => format!("no connection to {authority} within the connect time-out"),
+        None if texts.iter().any(|text| text.contains("dns error")) => format!("cannot find the host {}: {detail}", destination.host()),
+        None => format!("cannot connect to {authority}: {detail}"),
+    }
+}
+
+fn tls_error<'a>(cause: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    // An I/O error does not count what it wraps among its causes.
+    cause.downcast_ref().or_else(|| tls_error(cause.downcast_ref::<io::Error>()?.get_ref()?))
+}
+
+fn explain_tls(error: &rustls::Error, authority: &str) -> String {
+    match error {
+        rustls::Error::InvalidCertificate(error) => match error {
+            // The latter where an authority that is trusted has the same name.
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+                format!("the certificate of {authority} is of an authority that is not trusted; if it should be, set WEBHOOK_CA")
+            }
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                format!("the certificate of {authority} is for another host")
+            }
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => format!("the certificate of {authority} has expired"),
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                format!("the certificate of {authority} is not valid yet; is the clock right?")
+            }
+            other => format!("the certificate of {authority} can not be accepted: {}", other.to_string().escape_debug()),
+        },
+        rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
+            format!("{authority} does not speak TLS: is it http:// rather than https://?")
+        }
+        other => format!("no TLS connection to {authority}: {}", other.to_string().escape_debug()),
+    }
+}
+
+/// What an endpoint says when it ends a connection (RFC 8446, section 6.2).
+fn explain_alert(alert: &str, authority: &str) -> String {
+    match alert {
+        "CertificateRequired" => format!("{authority} asks for a client certificate: set WEBHOOK_CERT and WEBHOOK_KEY"),
+        "BadCertificate"
+        | "UnsupportedCertificate"
+        | "CertificateRevoked"
+        | "CertificateExpired"
+        | "CertificateUnknown"
+        | "UnknownCA"
+        | "AccessDenied"
+        | "DecryptError" => format!("{authority} does not accept the client certificate (WEBHOOK_CERT): {alert}"),
+        other => format!("{authority} has ended the TLS connection: {}", other.escape_debug()),
+    }
+}
