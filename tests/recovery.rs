@@ -1,6 +1,6 @@
 //! Reading from a stream while something goes wrong: servers that stop, consumers and streams
 //! that vanish, messages that cannot be read. Whatever the stream has acknowledged is relayed.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stdout)]
 
 mod support;
 

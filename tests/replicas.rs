@@ -1,6 +1,6 @@
 //! Several relays on one consumer: one works and the others stand by, or all share the work.
 //! Whatever happens to one of them, nothing is lost, and each subject keeps its order.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stdout)]
 
 mod support;
 
