@@ -7,6 +7,7 @@
 
 pub mod command;
 pub mod config;
+pub mod context;
 pub mod dead_letter;
 pub mod destination;
 pub mod environment;

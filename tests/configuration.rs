@@ -89,6 +89,16 @@ fn every_bad_value_is_reported_in_one_go_with_its_name_and_what_is_expected() {
         ("WEBHOOK_DESTINATION", "ftp://hunter2@h/?x=hunter2", "http:// or https:// URLs"),
         ("NATS_HOST", "http://relay:hunter2@h", "nats:// tls:// ws:// wss://"),
         ("NATS_PASS", "hunter2", "NATS_USER"),
+        ("NATS_CREDS", "/none/hunter2.creds", "cannot read the file that it names: No such file"),
+        ("NATS_NKEY", "/none/hunter2.nk", "cannot read the file that it names: No such file"),
+        ("NATS_JWT", "hunter2", "no JWT"),
+        ("NATS_SEED", "hunter2", "no valid seed"),
+        ("NATS_CA", "/none/ca.pem", "cannot read /none/ca.pem: No such file"),
+        ("NATS_CERT", "/none/cert.pem", "cannot read /none/cert.pem: No such file"),
+        ("NATS_KEY", "/none/hunter2.pem", "cannot read the file that it names: No such file"),
+        ("NATS_TLS_FIRST", "yes", "true or false, not \"yes\""),
+        ("NATS_CONTEXT", "/none/context.json", "cannot read /none/context.json: No such file"),
+        ("NATS_INBOX_PREFIX", "a.*", "such as _INBOX_relay, not \"a.*\""),
         ("NATS_SUBJECT_PREFIX", "cms.>", "a subject prefix such as cms.cache, not \"cms.>\""),
         ("NATS_RELAYED_SUBJECT_PREFIX", "a..b", "empty token"),
         ("NATS_FAILED_SUBJECT_PREFIX", "a b", "white space"),
@@ -110,7 +120,7 @@ fn every_bad_value_is_reported_in_one_go_with_its_name_and_what_is_expected() {
         ("LOG_FORMAT", "xml", "pretty, compact or json, not \"xml\""),
         ("RUST_LOG", "relay=loud", "error, warn, info, debug, trace"),
     ];
-    let covered: BTreeSet<_> = bad.iter().map(|(name, ..)| *name).chain(["NATS_USER", "PLUGIN_CACHE"]).collect();
+    let covered: BTreeSet<_> = bad.iter().map(|(name, ..)| *name).chain(["NATS_USER", "NATS_TOKEN", "PLUGIN_CACHE"]).collect();
     assert_eq!(covered, VARIABLES.iter().map(|variable| variable.name).collect(), "a variable that this table does not cover");
 
     let variables: Vec<_> = bad.iter().map(|(name, value, _)| (*name, *value)).collect();

@@ -5,10 +5,12 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs, unreachable_pub)]
 
+pub mod authority;
 pub mod component;
 pub mod endpoint;
 pub mod held;
 pub mod nats;
+pub mod operator;
 pub mod proxy;
 pub mod relay;
 pub mod setup;
