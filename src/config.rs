@@ -60,7 +60,7 @@ pub const VARIABLES: &[Variable] = &[
     secret(
         "NATS_HOST",
         &["NATS_URL", "NATS_ADDRESS"],
-        "Required, unless a context says it. Server URL, or several separated by commas: nats://, tls://, ws:// or wss://.",
+        "Required. Server URL, or several separated by commas: nats://, tls://, ws:// or wss://. A context may say it instead.",
     ),
     secret("NATS_USER", &[], "User name, where the server wants one."),
     secret("NATS_PASS", &["NATS_PASSWORD"], "Password of NATS_USER."),

@@ -9,7 +9,7 @@ use crate::config;
 use crate::link::{Link, REMIND};
 use crate::metrics::Metrics;
 use anyhow::{anyhow, bail};
-use async_nats::{AuthError, Client, ClientError, ConnectOptions, Event};
+use async_nats::{AuthError, Client, ClientError, ConnectOptions, Event, Server};
 use failure::{Failure, has_expired, shown};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -80,7 +80,7 @@ async fn connect_once(config: &config::Nats, link: &Link) -> Result<Client, Fail
     config.login.check().map_err(|problem| Failure::of_settings(format!("{}: {problem}", config.login_from)))?;
     let (listener, settings) = (link.clone(), config.clone());
     let mut options = ConnectOptions::with_auth_callback(move |nonce| std::future::ready(log_in(&settings, &listener, &nonce)));
-    let listener = link.clone();
+    let (listener, teller) = (link.clone(), link.clone());
     options = options
         .name("nats-webhook-relay")
         .ping_interval(PING)
@@ -91,8 +91,21 @@ async fn connect_once(config: &config::Nats, link: &Link) -> Result<Client, Fail
         // thread, and it is the pending limits that decide what is dropped.
         .subscription_capacity(1 << 20)
         .event_callback(move |event: Event| {
-            listener.note(event);
+            // That a connection was not made is told in more detail below.
+            if !matches!(event, Event::ClientError(ClientError::Other(_))) {
+                listener.note(event);
+            }
             std::future::ready(())
+        })
+        .reconnect_to_server_callback(move |servers, _| {
+            let reason = |server: &Server| Some(format!("{}:{}: {}", server.addr.host(), server.addr.port(), server.last_error.as_ref()?));
+            // One that has none was not tried since it was connected to.
+            let reasons = servers.iter().map(reason).collect::<Option<Vec<_>>>();
+            if let Some(reasons) = reasons {
+                teller.note(Event::ClientError(ClientError::Other(reasons.join("; "))));
+            }
+            // The choice of a server is the client's.
+            std::future::ready(None)
         });
     if let Some(ca) = &config.tls.ca {
         options = options.add_root_certificates(ca.clone());

@@ -238,8 +238,10 @@ async fn a_renewed_authority_is_read_at_the_next_connection() {
     let renewed = new.issue("server", &["127.0.0.1"]);
     std::fs::copy(&renewed.certificate, &issued.certificate).unwrap();
     std::fs::copy(&renewed.key, &issued.key).unwrap();
-    std::fs::copy(new.ca(), &ca).unwrap();
     nats.restart();
+    let line = relay.logged("cannot reconnect to NATS yet").await;
+    assert!(line.contains(&format!("127.0.0.1:{}: ", nats.port)), "{line}");
+    std::fs::copy(new.ca(), &ca).unwrap();
     relay.logged("reconnected to NATS").await;
     relay.readyz(200).await;
 }
@@ -656,6 +658,10 @@ async fn a_context_that_can_not_be_used_is_one_mistake_that_names_it() {
     let empty = TempDir::new().unwrap();
     let xdg = ("XDG_CONFIG_HOME", empty.path().to_str().unwrap());
     assert_refuses("", &[xdg], &[], 64, &["NATS_HOST: required"]);
+    // One mistake, however much would follow from it.
+    let half = context("prod", &json!({"url": url, "cert": "/etc/hostname", "key": "/none", "user_jwt": "env://NONE"}), true);
+    let (_, output) = check("", &[("XDG_CONFIG_HOME", half.path().to_str().unwrap())], &[]);
+    assert!(output.contains("3 mistakes") && !output.contains("set without"), "{output}");
     assert_refuses("", &[xdg, ("NATS_CONTEXT", "gone")], &[], 64, &["NATS_CONTEXT: cannot read", "nats/context/gone.json"]);
     assert_refuses("", &[("NATS_CONTEXT", "gone")], &[], 64, &["neither XDG_CONFIG_HOME nor HOME is set"]);
     write(&empty, "nats/context.txt", "gone");

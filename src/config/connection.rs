@@ -96,7 +96,7 @@ impl Reader<'_> {
     }
 
     /// What `get` finds in the context; a mistake where it can not be read.
-    fn from_context<T>(
+    fn told_by<T>(
         &mut self,
         context: Option<&Context>,
         field: &str,
@@ -140,6 +140,7 @@ impl Reader<'_> {
 
     /// A way to log in of the variables, else of the URL in them, else of the context.
     fn login(&mut self, urls: &[Url], has_host: bool, context: Option<&Context>) -> Told<Login> {
+        let before = self.mistakes.len();
         let user = self.optional("NATS_USER", "a user name", |text| Some(text.to_owned()));
         let password = self.optional("NATS_PASS", "a password", |text| Some(Secret::new(text)));
         let token = self.optional("NATS_TOKEN", "a token", |text| Some(Secret::new(text)));
@@ -166,7 +167,7 @@ impl Reader<'_> {
         }
         match way {
             Some("NATS_USER" | "NATS_PASS") => self.password(user, password, context),
-            Some("NATS_JWT" | "NATS_SEED") => self.jwt(jwt, seed, context),
+            Some("NATS_JWT" | "NATS_SEED") => self.jwt(jwt, seed, context, before),
             Some(way) => {
                 let login = token.map(Login::Token).or(creds.map(Login::Credentials)).or(nkey.map(Login::Nkey));
                 Told { by: way.to_owned(), value: login.unwrap_or(Login::Anonymous) }
@@ -182,7 +183,7 @@ impl Reader<'_> {
         let environment = self.environment;
         let user = user.or_else(|| self.field(context, "user", |text| Some(text.to_owned())));
         let password = password.or_else(|| {
-            let secret = self.from_context(context, "password", |context, field| context.secret(environment, field));
+            let secret = self.told_by(context, "password", |context, field| context.secret(environment, field));
             secret.map(|told| told.value)
         });
         if user.is_none() {
@@ -192,30 +193,22 @@ impl Reader<'_> {
         Told { by: "NATS_USER and NATS_PASS".to_owned(), value: Login::Password { user: user.unwrap_or_default(), password } }
     }
 
-    fn jwt(&mut self, jwt: Option<Secret>, seed: Option<Secret>, context: Option<&Context>) -> Told<Login> {
+    /// `before` is how many mistakes there were before the login: where it has one, no other follows from that.
+    fn jwt(&mut self, jwt: Option<Secret>, seed: Option<Secret>, context: Option<&Context>, before: usize) -> Told<Login> {
         let environment = self.environment;
         let mut other = |field| {
-            let secret = self.from_context(context, field, |context, field| context.secret(environment, field));
+            let secret = self.told_by(context, field, |context, field| context.secret(environment, field));
             secret.map(|told| told.value)
         };
         let jwt = jwt.or_else(|| other("user_jwt"));
         let seed = seed.or_else(|| other("user_seed"));
-        let by = "NATS_JWT and NATS_SEED".to_owned();
-        let Some(jwt) = jwt else {
-            // One that is not valid has left a mistake behind.
-            if self.mistakes.iter().all(|mistake| !mistake.starts_with("NATS_JWT: ")) {
-                self.mistakes.push("NATS_SEED: set without NATS_JWT; set both or neither".to_owned());
-            }
-            return Told { by, value: Login::Anonymous };
+        let login = jwt.map(|jwt| Login::Jwt { jwt, seed });
+        let problem = match &login {
+            Some(login) => login.check().err().map(|error| format!("NATS_SEED: {error}; NATS_JWT and NATS_SEED belong together")),
+            None => Some("NATS_SEED: set without NATS_JWT; set both or neither".to_owned()),
         };
-        let login = Login::Jwt { jwt, seed };
-        if let Err(error) = login.check() {
-            let is_seed_wrong = self.mistakes.iter().any(|mistake| mistake.starts_with("NATS_SEED: "));
-            if !is_seed_wrong {
-                self.mistakes.push(format!("NATS_SEED: {error}; NATS_JWT and NATS_SEED belong together"));
-            }
-        }
-        Told { by, value: login }
+        self.mistakes.extend(problem.filter(|_| self.mistakes.len() == before));
+        Told { by: "NATS_JWT and NATS_SEED".to_owned(), value: login.unwrap_or(Login::Anonymous) }
     }
 
     /// The context's way to log in, in the order in which the `nats` command line looks for one.
@@ -227,16 +220,16 @@ impl Reader<'_> {
         let Some(known) = context else { return anonymous() };
         let before = self.mistakes.len();
         let told = if let Some(user) = self.field(context, "user", |text| Some(text.to_owned())) {
-            let password = self.from_context(context, "password", secret).map_or_else(|| Secret::new(""), |told| told.value);
+            let password = self.told_by(context, "password", secret).map_or_else(|| Secret::new(""), |told| told.value);
             Some(Told { by: format!("user and password of {known}"), value: Login::Password { user, password } })
-        } else if let Some(creds) = self.from_context(context, "creds", source) {
+        } else if let Some(creds) = self.told_by(context, "creds", source) {
             Some(Told { by: creds.by, value: Login::Credentials(creds.value) })
-        } else if let Some(nkey) = self.from_context(context, "nkey", source) {
+        } else if let Some(nkey) = self.told_by(context, "nkey", source) {
             Some(Told { by: nkey.by, value: Login::Nkey(nkey.value) })
-        } else if let Some(jwt) = self.from_context(context, "user_jwt", secret) {
-            let seed = self.from_context(context, "user_seed", secret).map(|told| told.value);
+        } else if let Some(jwt) = self.told_by(context, "user_jwt", secret) {
+            let seed = self.told_by(context, "user_seed", secret).map(|told| told.value);
             Some(Told { by: jwt.by, value: Login::Jwt { jwt: jwt.value, seed } })
-        } else if let Some(token) = self.from_context(context, "token", secret) {
+        } else if let Some(token) = self.told_by(context, "token", secret) {
             Some(Told { by: token.by, value: Login::Token(token.value) })
         } else {
             of_url.map(|login| Told { by: format!("the user info in url of {known}"), value: login })
@@ -257,14 +250,16 @@ impl Reader<'_> {
     }
 
     fn tls(&mut self, urls: &[Url], context: Option<&Context>) -> Tls {
+        let before = self.mistakes.len();
         let ca = self.path("NATS_CA", context, "ca", tls::check_authorities);
         let certificate = self.path("NATS_CERT", context, "cert", tls::check_certificate);
         let key = self.path("NATS_KEY", context, "key", tls::check_key);
+        let are_readable = self.mistakes.len() == before;
         let is_first: bool = self.required("NATS_TLS_FIRST", "true or false", |text| text.parse().ok()).unwrap_or_default();
         let first_by = match self.environment.get("NATS_TLS_FIRST") {
             Some(_) => is_first.then(|| "NATS_TLS_FIRST".to_owned()),
             None => self
-                .from_context(context, "tls_first", |context, field| context.flag(field).map(|flag| flag.then_some(())))
+                .told_by(context, "tls_first", |context, field| context.flag(field).map(|flag| flag.then_some(())))
                 .map(|told| format!("NATS_CONTEXT: {}", told.by)),
         };
         if certificate.is_none()
@@ -279,11 +274,11 @@ impl Reader<'_> {
             self.mistakes.push(format!("{by}: is about TLS, and ws:// is a connection without; use wss://"));
         }
         let required = asked.count() > 0 || urls.iter().any(|url| url.scheme() == "tls");
-        Tls { identity: self.identity(certificate, key), ca: ca.map(|told| told.value), first: first_by.is_some(), required }
+        let identity = if are_readable { self.identity(certificate, key) } else { None };
+        Tls { identity, ca: ca.map(|told| told.value), first: first_by.is_some(), required }
     }
 
     fn identity(&mut self, certificate: Option<Told<PathBuf>>, key: Option<Told<PathBuf>>) -> Option<(PathBuf, PathBuf)> {
-        let half = |other: &str| self.mistakes.iter().all(|mistake| !mistake.starts_with(&format!("{other}: ")));
         match (certificate, key) {
             (Some(certificate), Some(key)) => {
                 if let Err(error) = tls::check_identity(&certificate.value, &key.value) {
@@ -291,15 +286,15 @@ impl Reader<'_> {
                 }
                 Some((certificate.value, key.value))
             }
-            (Some(certificate), None) if half("NATS_KEY") => {
+            (Some(certificate), None) => {
                 self.mistakes.push(format!("{}: set without NATS_KEY; set both or neither", certificate.by));
                 None
             }
-            (None, Some(key)) if half("NATS_CERT") => {
+            (None, Some(key)) => {
                 self.mistakes.push(format!("{}: set without NATS_CERT; set both or neither", key.by));
                 None
             }
-            _ => None,
+            (None, None) => None,
         }
     }
 
@@ -325,7 +320,7 @@ impl Reader<'_> {
                 }
             },
             None => {
-                let told = self.from_context(context, field, |context, field| context.path(environment, field))?;
+                let told = self.told_by(context, field, |context, field| context.path(environment, field))?;
                 Told { by: format!("NATS_CONTEXT: {}", told.by), value: told.value }
             }
         };
