@@ -8,7 +8,6 @@ use async_nats::{Client, ConnectOptions};
 use futures_util::StreamExt;
 use nkeys::KeyPair;
 use serde_json::json;
-use std::path::Path;
 use support::authority::Authority;
 use support::endpoint::{Endpoint, Reply};
 use support::nats::NatsServer;
@@ -419,7 +418,7 @@ async fn renewed_credentials_are_used_at_the_next_connection() {
     let operator = Operator::new();
     let nats = operator.server();
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
-    let short = operator.user_with(json!({"exp": now + 8}), json!({}));
+    let short = operator.user_with(json!({"exp": now + 15}), json!({}));
     let folder = TempDir::new().unwrap();
     let file = write(&folder, "relay.creds", &short.credentials());
     let variables = [("NATS_CREDS", file.as_str()), ("HTTP_LISTEN", "127.0.0.1:0")];
@@ -666,5 +665,4 @@ async fn a_context_that_can_not_be_used_is_one_mistake_that_names_it() {
     assert_refuses("", &[("NATS_CONTEXT", "gone")], &[], 64, &["neither XDG_CONFIG_HOME nor HOME is set"]);
     write(&empty, "nats/context.txt", "gone");
     assert_refuses("", &[xdg], &[], 64, &["NATS_CONTEXT: selected in", "context.txt", "gone.json"]);
-    assert!(Path::new(xdg.1).is_dir());
 }
