@@ -156,6 +156,7 @@ in
       "NATS_HOST"
       "NATS_URL"
       "NATS_ADDRESS"
+      "NATS_CONTEXT"
     ] ''the URL of the NATS server, such as "nats://my-nats"'')
     (require "natsSubjectPrefix" [
       "NATS_SUBJECT_PREFIX"

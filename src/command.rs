@@ -122,6 +122,9 @@ async fn run(config: &Config) -> anyhow::Result<()> {
         relayed = config.relayed.wildcard(),
         "starting"
     );
+    if let Some(context) = &config.nats.context {
+        info!(context, "the connection is that of a context of the nats command line");
+    }
     if let Some(address) = config.http_listen {
         serve::start(address, metrics.clone(), readiness.clone()).await?;
     }
@@ -190,6 +193,9 @@ async fn check(config: &Config) -> anyhow::Result<()> {
         println!("runs          plugin {plugin}");
     }
     let link = nats::connect_or_fail(&config.nats, &metrics).await?;
+    if let Some(context) = &config.nats.context {
+        println!("uses          {context}");
+    }
     println!("connected to  nats-server {}", link.client().await.1.server_info().version);
     let publisher = publisher(config, &link, &metrics).await?;
     if let Some(stream) = &config.nats.stream {

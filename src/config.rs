@@ -4,10 +4,15 @@
 //! All mistakes are found in one pass and reported together, each naming its variable and what
 //! is expected. The value of a variable marked secret is never part of a report.
 
+mod connection;
+
 use crate::certificates::{self, Certificates};
+use crate::context::Context;
 use crate::destination::Destination;
 use crate::environment::Environment;
 use crate::headers;
+use crate::nats::login::Login;
+use crate::nats::tls::Tls;
 use crate::plugin;
 use crate::proxy::Proxy;
 use crate::secret::Secret;
@@ -58,10 +63,29 @@ pub const VARIABLES: &[Variable] = &[
     secret(
         "NATS_HOST",
         &["NATS_URL", "NATS_ADDRESS"],
-        "Required. Server URL, or several separated by commas: nats://, tls://, ws:// or wss://.",
+        "Required. Server URL, or several separated by commas: nats://, tls://, ws:// or wss://. A context may say it instead.",
     ),
     secret("NATS_USER", &[], "User name, where the server wants one."),
     secret("NATS_PASS", &["NATS_PASSWORD"], "Password of NATS_USER."),
+    secret("NATS_TOKEN", &[], "Token, where the server wants one."),
+    secret(
+        "NATS_CREDS",
+        &[],
+        "Credentials (a JWT with its seed): the path of the file, read again for each connection, or its content, -----BEGIN NATS...",
+    ),
+    secret("NATS_NKEY", &[], "Seed of an nkey: the path of the file, read again for each connection, or the seed itself, SU..."),
+    secret("NATS_JWT", &[], "JWT of a user, where it is not in one file with its seed."),
+    secret("NATS_SEED", &[], "Seed of NATS_JWT."),
+    variable("NATS_CA", None, "Path of a PEM file with the authorities to trust. Default: those of the system."),
+    variable("NATS_CERT", None, "Path of a PEM file with the relay's certificate, for mutual TLS."),
+    variable("NATS_KEY", None, "Path of a PEM file with the key of NATS_CERT."),
+    variable("NATS_TLS_FIRST", Some("false"), "true: the TLS handshake comes before the server's greeting (handshake_first)."),
+    variable(
+        "NATS_CONTEXT",
+        None,
+        "Name or path of a context of the nats command line; variables win over what it says. Default: without NATS_HOST, the selected one.",
+    ),
+    variable("NATS_INBOX_PREFIX", None, "What the subjects for confirmations begin with. Default: _INBOX."),
     variable("NATS_SUBJECT_PREFIX", None, "Required. The relay listens on everything below it: cms.cache means cms.cache.>"),
     variable("NATS_RELAYED_SUBJECT_PREFIX", None, "Required. Accepted messages are republished below it."),
     variable("NATS_FAILED_SUBJECT_PREFIX", None, "Messages that could not be relayed are published below it, with headers that say why."),
@@ -160,21 +184,6 @@ pub const VARIABLES: &[Variable] = &[
     variable("RUST_LOG", Some("info"), "What is logged: a level, or target=level,... as in tracing-subscriber's EnvFilter."),
 ];
 
-/// Names that the design reserves for abilities this version does not have yet. Ignoring one
-/// would promise what is not done, so setting one is a mistake.
-const PLANNED: &[&str] = &[
-    "NATS_CA",
-    "NATS_CERT",
-    "NATS_CONTEXT",
-    "NATS_CREDS",
-    "NATS_JWT",
-    "NATS_KEY",
-    "NATS_NKEY",
-    "NATS_SEED",
-    "NATS_TLS_FIRST",
-    "NATS_TOKEN",
-];
-
 /// How the relay is set up. Built once at start, never changed.
 #[derive(Debug)]
 pub struct Config {
@@ -209,6 +218,14 @@ pub struct Nats {
     pub servers: Vec<ServerAddr>,
     /// How to log in.
     pub login: Login,
+    /// What says so, for errors.
+    pub login_from: String,
+    /// How the connection is encrypted.
+    pub tls: Tls,
+    /// What inboxes begin with.
+    pub inbox_prefix: String,
+    /// The context that says some of it.
+    pub context: Option<String>,
     /// Core mode: replicas of this name share the work.
     pub queue_group: Option<String>,
     /// JetStream mode.
@@ -243,22 +260,6 @@ pub enum Deliver {
     LastPerSubject,
     /// With what was published within this time.
     Within(Duration),
-}
-
-/// How to log in to NATS.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Login {
-    /// The server asks for nothing.
-    Anonymous,
-    /// User name and password.
-    Password {
-        /// The user's name.
-        user: String,
-        /// Its password, which may be empty.
-        password: Secret,
-    },
-    /// A token, from a URL such as `nats://token@host`.
-    Token(Secret),
 }
 
 /// The most that may wait in the process.
@@ -395,11 +396,6 @@ impl Config {
     /// All mistakes at once.
     pub fn from_environment(environment: &Environment) -> Result<Self, Mistakes> {
         let mut read = Reader { environment, mistakes: Vec::new() };
-        let planned = |name: &&str| PLANNED.contains(&name.strip_suffix("_FILE").unwrap_or(name));
-        for name in environment.names().filter(planned) {
-            read.mistakes.push(format!("{name}: not supported by this version; unset it"));
-        }
-
         let destinations = read.destinations();
         let proxies = read.proxies(destinations.as_deref().unwrap_or_default());
         let nats = read.nats();
@@ -508,6 +504,14 @@ fn duration(at_least_ms: u128) -> impl Fn(&str) -> Option<Duration> {
 
 fn number<T: std::str::FromStr + PartialOrd>(range: std::ops::RangeInclusive<T>) -> impl Fn(&str) -> Option<T> {
     move |text| text.parse().ok().filter(|value| range.contains(value))
+}
+
+fn is_subject(text: &str) -> Option<String> {
+    subject::check(text).is_ok().then(|| text.to_owned())
+}
+
+fn domain_api(domain: &str) -> String {
+    format!("$JS.{domain}.API")
 }
 
 /// Whether a part of `RUST_LOG` says what somebody could mean. A bare word is a target, so that
@@ -641,41 +645,7 @@ impl Reader<'_> {
         proxies
     }
 
-    fn nats(&mut self) -> Option<Nats> {
-        let urls = self.required("NATS_HOST", "server URLs (nats:// tls:// ws:// wss://) separated by commas", |text| {
-            let servers = text.split([',', ' ']).filter(|part| !part.is_empty());
-            let urls = servers
-                .map(|part| Some(part.parse::<ServerAddr>().ok()?.into_inner()).filter(reqwest::Url::has_host))
-                .collect::<Option<Vec<_>>>()?;
-            (!urls.is_empty()).then_some(urls)
-        });
-        let user = self.optional("NATS_USER", "a user name", |text| Some(text.to_owned()));
-        let password = self.optional("NATS_PASS", "a password", |text| Some(Secret::new(text)));
-        let queue_group = self.optional("NATS_QUEUE_GROUP", "a name without white space", |text| {
-            (!text.contains(|c: char| c.is_whitespace() || c.is_control())).then(|| text.to_owned())
-        });
-        let stream = self.stream();
-        if stream.is_some() && queue_group.is_some() {
-            self.mistakes.push("NATS_QUEUE_GROUP: has no effect with NATS_STREAM; unset it (see NATS_REPLICAS_SHARE)".to_owned());
-        }
-        if user.is_none() && password.is_some() {
-            self.mistakes.push("NATS_PASS: set without NATS_USER; set both or neither".to_owned());
-        }
-        let urls = urls?;
-        let login = match user {
-            Some(user) => Login::Password { user, password: password.unwrap_or_else(|| Secret::new("")) },
-            None => urls.iter().map(url_login).find(|login| *login != Login::Anonymous).unwrap_or(Login::Anonymous),
-        };
-        let servers = urls.into_iter().filter_map(|mut url| {
-            // async-nats does not read the user info and would show it in its logs.
-            let _ = url.set_username("");
-            let _ = url.set_password(None);
-            ServerAddr::from_url(url).ok()
-        });
-        Some(Nats { servers: servers.collect(), login, queue_group, stream })
-    }
-
-    fn stream(&mut self) -> Option<Stream> {
+    fn stream(&mut self, context: Option<&Context>) -> Option<Stream> {
         const NAME: &str = "a name without white space, dots, wildcards and slashes";
         const OTHERS: [&str; 6] = [
             "NATS_CONSUMER",
@@ -689,7 +659,6 @@ impl Reader<'_> {
             let illegal = |c: char| c.is_whitespace() || c.is_control() || ".*>/\\".contains(c);
             (!text.contains(illegal) && text.len() <= 255).then(|| text.to_owned())
         };
-        let is_prefix = |text: &str| subject::check(text).is_ok().then(|| text.to_owned());
         let name = self.optional("NATS_STREAM", NAME, is_name);
         let consumer = self.required("NATS_CONSUMER", NAME, is_name);
         let deliver = self.required("NATS_DELIVER", "new, all, last-per-subject, or an age such as 6h", |text| match text {
@@ -701,7 +670,7 @@ impl Reader<'_> {
         let create = self.required("NATS_STREAM_CREATE", "true or false", |text| text.parse().ok());
         let share = self.required("NATS_REPLICAS_SHARE", "true or false", |text| text.parse().ok());
         let domain = self.optional("NATS_JETSTREAM_DOMAIN", NAME, is_name);
-        let prefix = self.optional("NATS_JETSTREAM_API_PREFIX", "a subject prefix such as JS.hub.API", is_prefix);
+        let prefix = self.optional("NATS_JETSTREAM_API_PREFIX", "a subject prefix such as JS.hub.API", is_subject);
         if domain.is_some() && prefix.is_some() {
             self.mistakes.push("NATS_JETSTREAM_DOMAIN: NATS_JETSTREAM_API_PREFIX is set too; unset one".to_owned());
         }
@@ -713,8 +682,13 @@ impl Reader<'_> {
         }
         let api_prefix = match (prefix, domain) {
             (Some(prefix), _) => prefix,
-            (None, Some(domain)) => format!("$JS.{domain}.API"),
-            (None, None) => "$JS.API".to_owned(),
+            (None, Some(domain)) => domain_api(&domain),
+            (None, None) => {
+                // The command line prefers the domain where a context has both.
+                let domain = self.field(context, "jetstream_domain", is_name).map(|domain| domain_api(&domain));
+                let prefix = domain.or_else(|| self.field(context, "jetstream_api_prefix", is_subject));
+                prefix.unwrap_or_else(|| "$JS.API".to_owned())
+            }
         };
         Some(Stream { name: name?, consumer: consumer?, deliver: deliver?, create: create?, share: share?, api_prefix })
     }
@@ -808,16 +782,6 @@ impl Reader<'_> {
     }
 }
 
-/// What the user info of a server's URL means to the nats command line: `user:password`, or a token.
-fn url_login(url: &reqwest::Url) -> Login {
-    let decode = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
-    match (url.username(), url.password()) {
-        ("", None) => Login::Anonymous,
-        (token, None) => Login::Token(Secret::new(decode(token))),
-        (user, Some(password)) => Login::Password { user: decode(user), password: Secret::new(decode(password)) },
-    }
-}
-
 /// A warning for each set variable that looks like one of ours and is not, with the nearest name.
 #[must_use]
 pub fn unknown(environment: &Environment) -> Vec<String> {
@@ -832,10 +796,7 @@ pub fn unknown(environment: &Environment) -> Vec<String> {
     // With plugins, what begins with PLUGIN_ may be theirs; they look at it when they are loaded.
     let theirs = |name: &str| name.starts_with("PLUGIN_") && environment.get("PLUGINS").is_some();
     let ours = |name: &&str| (name.starts_with("WEBHOOK_") || name.starts_with("PLUGIN")) && !theirs(name);
-    let strange = environment
-        .names()
-        .filter(ours)
-        .filter(|name| !PLANNED.contains(&name.strip_suffix("_FILE").unwrap_or(name)) && known().all(|known| known != **name));
+    let strange = environment.names().filter(ours).filter(|name| known().all(|known| known != **name));
     strange
         .map(|name| {
             let nearest = known().max_by(|a, b| strsim::jaro_winkler(a, name).total_cmp(&strsim::jaro_winkler(b, name)));
@@ -898,6 +859,7 @@ mod tests {
     fn the_defaults_are_those_of_the_table() {
         let config = read(&[]).unwrap();
         assert_eq!(config.nats.login, Login::Anonymous);
+        assert_eq!((config.nats.tls, config.nats.inbox_prefix.as_str(), config.nats.context), (Tls::default(), "_INBOX", None));
         assert_eq!((config.nats.queue_group, config.failed, config.http_listen), (None, None, None));
         assert_eq!((config.pending.messages, config.pending.bytes), (65_536, 64 << 20));
         assert_eq!((config.webhook.timeout, config.webhook.connect_timeout), (Duration::from_secs(30), Duration::from_secs(5)));
@@ -1070,7 +1032,9 @@ mod tests {
             ("WEBHOOK_HEADERS", "x=filed"),
         ];
         let secrets: BTreeSet<_> = VARIABLES.iter().filter(|variable| variable.secret).map(|variable| variable.name).collect();
-        assert_eq!(secrets, cases.iter().map(|(name, _)| *name).collect());
+        // One way to log in at a time: the others are tried with real servers.
+        let others = ["NATS_TOKEN", "NATS_CREDS", "NATS_NKEY", "NATS_JWT", "NATS_SEED"];
+        assert_eq!(secrets, cases.iter().map(|(name, _)| *name).chain(others).collect());
         let paths = cases.map(|(name, text)| (format!("{name}_FILE"), file(name, &format!("{text}\n"))));
         let environment = REQUIRED.iter().skip(2).map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).chain(paths).collect();
         let config = Config::from_environment(&environment).map_err(|mistakes| mistakes.to_string()).unwrap();
@@ -1131,7 +1095,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_names_are_told_from_known_planned_and_others() {
+    fn unknown_names_are_told_from_known_and_others() {
         let names = [
             ("WEBHOOK_TIMEOUTS", Some("WEBHOOK_TIMEOUT")),
             ("WEBHOOK_MAX_ATTEMPT", Some("WEBHOOK_MAX_ATTEMPTS")),
@@ -1165,7 +1129,6 @@ mod tests {
         for variable in VARIABLES {
             for name in std::iter::once(&variable.name).chain(variable.aliases) {
                 assert!(names.insert(*name), "{name} is in the table twice");
-                assert!(!PLANNED.contains(name), "{name} is supported and planned");
             }
         }
     }

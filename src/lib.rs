@@ -9,6 +9,7 @@ pub mod certificates;
 pub mod client;
 pub mod command;
 pub mod config;
+pub mod context;
 pub mod dead_letter;
 pub mod destination;
 pub mod environment;

@@ -253,6 +253,9 @@ impl Link {
                     report.denied_publishes.push(subject);
                 }
                 Some((Denied::Subscription, subject)) => report.denied_subscriptions.push(subject),
+                None if text.to_lowercase().contains("authentication expired") => {
+                    error!(reason = text, "the NATS server has ended the connection, because the login is not valid any more: renew it");
+                }
                 None => warn!(reason = text, "NATS server reported an error"),
             },
             Event::ServerError(reason) => warn!(%reason, "NATS server reported an error"),

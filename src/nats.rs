@@ -1,10 +1,16 @@
 //! From configuration to a connection.
 
-use crate::config::{self, Login};
+pub mod failure;
+pub mod jwt;
+pub mod login;
+pub mod tls;
+
+use crate::config;
 use crate::link::{Link, REMIND};
 use crate::metrics::Metrics;
 use anyhow::{anyhow, bail};
-use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event};
+use async_nats::{AuthError, Client, ClientError, ConnectOptions, Event, Server};
+use failure::{Failure, has_expired, shown};
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{error, warn};
@@ -30,14 +36,13 @@ pub async fn connect(config: &config::Nats, metrics: &Metrics) -> anyhow::Result
 /// # Errors
 /// When waiting would not help: wrong credentials, or TLS that can not be set up.
 pub async fn wait_for_client(config: &config::Nats, link: &Link) -> anyhow::Result<Client> {
-    let servers = shown(config);
     let mut said: Option<(String, Instant)> = None;
     let mut wait = Duration::from_millis(100);
     loop {
         let reason = match connect_once(config, link).await {
             Ok(client) => return Ok(client),
-            Err(error) if is_final(error.kind()) => bail!("{}", explain(&error, &servers)),
-            Err(error) => explain(&error, &servers),
+            Err(failure) if failure.is_final => bail!(failure.reason),
+            Err(failure) => failure.reason,
         };
         let due = said.as_ref().is_none_or(|(text, at)| at.elapsed() >= if *text == reason { REMIND } else { OTHER_REASON });
         if due {
@@ -66,58 +71,65 @@ pub async fn new_client(config: &config::Nats, link: &Link) -> anyhow::Result<Cl
 /// After one try of each server.
 pub async fn connect_or_fail(config: &config::Nats, metrics: &Metrics) -> anyhow::Result<Link> {
     let link = Link::new(shown(config), metrics);
-    let client = connect_once(config, &link).await.map_err(|error| anyhow!(explain(&error, &shown(config))))?;
+    let client = connect_once(config, &link).await.map_err(|failure| anyhow!(failure.reason))?;
     link.replace(client);
     Ok(link)
 }
 
-async fn connect_once(config: &config::Nats, link: &Link) -> Result<Client, ConnectError> {
-    let listener = link.clone();
-    let options = ConnectOptions::new()
+async fn connect_once(config: &config::Nats, link: &Link) -> Result<Client, Failure> {
+    config.login.check().map_err(|problem| Failure::of_settings(format!("{}: {problem}", config.login_from)))?;
+    let (listener, settings) = (link.clone(), config.clone());
+    let mut options = ConnectOptions::with_auth_callback(move |nonce| std::future::ready(log_in(&settings, &listener, &nonce)));
+    let (listener, teller) = (link.clone(), link.clone());
+    options = options
         .name("nats-webhook-relay")
         .ping_interval(PING)
         .read_buffer_capacity(32 * 1024)
+        .custom_inbox_prefix(&config.inbox_prefix)
+        .require_tls(config.tls.required)
         // async-nats drops what does not fit. Messages are moved on at every turn of the
         // thread, and it is the pending limits that decide what is dropped.
         .subscription_capacity(1 << 20)
         .event_callback(move |event: Event| {
-            listener.note(event);
+            // That a connection was not made is told in more detail below.
+            if !matches!(event, Event::ClientError(ClientError::Other(_))) {
+                listener.note(event);
+            }
             std::future::ready(())
+        })
+        .reconnect_to_server_callback(move |servers, _| {
+            let reason = |server: &Server| Some(format!("{}:{}: {}", server.addr.host(), server.addr.port(), server.last_error.as_ref()?));
+            // One that has none was not tried since it was connected to.
+            let reasons = servers.iter().map(reason).collect::<Option<Vec<_>>>();
+            if let Some(reasons) = reasons {
+                teller.note(Event::ClientError(ClientError::Other(reasons.join("; "))));
+            }
+            // The choice of a server is the client's.
+            std::future::ready(None)
         });
-    let options = match config.login.clone() {
-        Login::Anonymous => options,
-        Login::Password { user, password } => options.user_and_password(user, password.expose().to_owned()),
-        Login::Token(token) => options.token(token.expose().to_owned()),
-    };
-    options.connect(config.servers.as_slice()).await
-}
-
-fn is_final(kind: ConnectErrorKind) -> bool {
-    use ConnectErrorKind::{Authentication, AuthorizationViolation, ServerParse, Tls};
-    matches!(kind, Authentication | AuthorizationViolation | ServerParse | Tls)
-}
-
-fn explain(error: &ConnectError, servers: &str) -> String {
-    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
-    let mut io = causes.clone().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
-    match error.kind() {
-        ConnectErrorKind::AuthorizationViolation => {
-            format!("{servers} refused the login: check NATS_USER and NATS_PASS, or the user info in NATS_HOST")
-        }
-        ConnectErrorKind::Dns => format!("cannot find the host of {servers} (NATS_HOST)"),
-        ConnectErrorKind::TimedOut => format!("{servers} did not answer in time (NATS_HOST)"),
-        _ if io.any(|io| io.kind() == std::io::ErrorKind::ConnectionRefused) => {
-            format!("nothing listens on {servers} (NATS_HOST): is nats-server running?")
-        }
-        kind => {
-            let detail = causes.last().map_or_else(|| kind.to_string(), |cause| cause.to_string());
-            format!("cannot connect to {servers} (NATS_HOST): {detail}")
-        }
+    if let Some(ca) = &config.tls.ca {
+        options = options.add_root_certificates(ca.clone());
     }
+    if let Some((certificate, key)) = &config.tls.identity {
+        options = options.add_client_certificate(certificate.clone(), key.clone());
+    }
+    if config.tls.first {
+        options = options.tls_first();
+    }
+    if config.servers.iter().any(async_nats::ServerAddr::is_websocket) {
+        // A cluster tells of its others without saying how to speak to them, and the client
+        // would take them for servers that speak without web sockets.
+        options = options.ignore_discovered_servers();
+    }
+    options.connect(config.servers.as_slice()).await.map_err(|error| Failure::new(&error, config))
 }
 
-/// The configured servers as `host:port, host:port`.
-fn shown(config: &config::Nats) -> String {
-    let servers = config.servers.iter().map(|server| format!("{}:{}", server.host(), server.port()));
-    servers.collect::<Vec<_>>().join(", ")
+/// The answer to a server's challenge. When it fails in a later connection than the first, only this can tell why.
+fn log_in(config: &config::Nats, link: &Link, nonce: &[u8]) -> Result<async_nats::Auth, AuthError> {
+    let answer = config.login.answer(nonce).map_err(|problem| format!("{}: {problem}", config.login_from));
+    let problem = answer.as_ref().err().cloned().or_else(|| has_expired(config));
+    if let Some(problem) = problem.filter(|_| link.generation() > 0) {
+        link.note(Event::ClientError(ClientError::Other(problem)));
+    }
+    answer.map_err(AuthError::new)
 }

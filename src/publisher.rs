@@ -137,7 +137,8 @@ impl Publisher {
             tokio::spawn(prove(receiver, link.clone(), inbox, number, returns));
             Some(sender)
         } else {
-            warn!("the NATS user may not publish and subscribe on _INBOX.>: relayed messages are sent but not confirmed");
+            let inboxes = inbox.rsplit_once('.').map_or("_INBOX", |(prefix, _)| prefix);
+            warn!("the NATS user may not publish and subscribe on {inboxes}.>: relayed messages are sent but not confirmed");
             None
         };
         let unproven = Arc::new(Semaphore::new(MOST_UNPROVEN));

@@ -89,6 +89,16 @@ fn every_bad_value_is_reported_in_one_go_with_its_name_and_what_is_expected() {
         ("WEBHOOK_DESTINATION", "ftp://hunter2@h/?x=hunter2", "http:// or https:// URLs"),
         ("NATS_HOST", "http://relay:hunter2@h", "nats:// tls:// ws:// wss://"),
         ("NATS_PASS", "hunter2", "NATS_USER"),
+        ("NATS_CREDS", "/none/hunter2.creds", "cannot read the file that it names: No such file"),
+        ("NATS_NKEY", "/none/hunter2.nk", "cannot read the file that it names: No such file"),
+        ("NATS_JWT", "hunter2", "no JWT"),
+        ("NATS_SEED", "hunter2", "no valid seed"),
+        ("NATS_CA", "/none/ca.pem", "cannot read /none/ca.pem: No such file"),
+        ("NATS_CERT", "/none/cert.pem", "cannot read /none/cert.pem: No such file"),
+        ("NATS_KEY", "/none/hunter2.pem", "cannot read the file that it names: No such file"),
+        ("NATS_TLS_FIRST", "yes", "true or false, not \"yes\""),
+        ("NATS_CONTEXT", "/none/context.json", "cannot read /none/context.json: No such file"),
+        ("NATS_INBOX_PREFIX", "a.*", "such as _INBOX_relay, not \"a.*\""),
         ("NATS_SUBJECT_PREFIX", "cms.>", "a subject prefix such as cms.cache, not \"cms.>\""),
         ("NATS_RELAYED_SUBJECT_PREFIX", "a..b", "empty token"),
         ("NATS_FAILED_SUBJECT_PREFIX", "a b", "white space"),
@@ -121,7 +131,7 @@ fn every_bad_value_is_reported_in_one_go_with_its_name_and_what_is_expected() {
         ("LOG_FORMAT", "xml", "pretty, compact or json, not \"xml\""),
         ("RUST_LOG", "relay=loud", "error, warn, info, debug, trace"),
     ];
-    let covered: BTreeSet<_> = bad.iter().map(|(name, ..)| *name).chain(["NATS_USER", "PLUGIN_CACHE"]).collect();
+    let covered: BTreeSet<_> = bad.iter().map(|(name, ..)| *name).chain(["NATS_USER", "NATS_TOKEN", "PLUGIN_CACHE"]).collect();
     assert_eq!(covered, VARIABLES.iter().map(|variable| variable.name).collect(), "a variable that this table does not cover");
 
     let variables: Vec<_> = bad.iter().map(|(name, value, _)| (*name, *value)).collect();
@@ -325,54 +335,6 @@ fn prefixes_that_would_make_a_loop_are_refused() {
     // Both at once, and the destinations' mistake with them.
     let found = mistakes_with(&[(relayed, "cms"), (failed, "cms"), ("WEBHOOK_DESTINATION", "x")]);
     assert_eq!(found.len(), 4, "{found:#?}");
-}
-
-#[test]
-fn what_is_planned_and_not_there_yet_is_refused_not_ignored() {
-    let planned = [
-        "NATS_TOKEN",
-        "NATS_CREDS",
-        "NATS_NKEY",
-        "NATS_JWT",
-        "NATS_SEED",
-        "NATS_CA",
-        "NATS_CERT",
-        "NATS_KEY",
-        "NATS_TLS_FIRST",
-        "NATS_CONTEXT",
-        "NATS_STREAM",
-        "NATS_CONSUMER",
-        "NATS_STREAM_CREATE",
-        "NATS_REPLICAS_SHARE",
-        "NATS_DELIVER",
-        "WEBHOOK_SECRET",
-        "WEBHOOK_CA",
-        "WEBHOOK_CERT",
-        "WEBHOOK_KEY",
-        "PLUGINS",
-        "PLUGIN_TIMEOUT",
-        "PLUGIN_MEMORY",
-        "PLUGIN_WATCH",
-        "PLUGIN_CACHE",
-    ];
-    let supported: Vec<_> = VARIABLES.iter().map(|variable| variable.name).collect();
-    let planned: Vec<_> = planned.into_iter().filter(|name| !supported.contains(name)).collect();
-    let variables: Vec<_> = planned.iter().map(|name| (*name, SECRET)).collect();
-    let expected: Vec<_> = planned.iter().map(|name| format!("{name}: not supported by this version")).collect();
-    let expected: Vec<_> = expected.iter().map(|start| (start.as_str(), "unset it")).collect();
-    assert_exactly(&mistakes_with(&variables), &expected);
-}
-
-#[test]
-fn a_planned_secret_from_a_file_is_refused_too() {
-    let planned = ["NATS_TOKEN_FILE", "NATS_SEED_FILE", "NATS_JWT_FILE", "NATS_CREDS_FILE", "NATS_NKEY_FILE", "WEBHOOK_SECRET_FILE"];
-    let supported = |file: &str| VARIABLES.iter().any(|variable| file.strip_suffix("_FILE") == Some(variable.name));
-    for name in planned.into_iter().filter(|name| !supported(name)) {
-        let variables = good(&[(name, "/run/secrets/hunter2")]);
-        let (status, _, stderr) = check(&variables);
-        assert_eq!(status.code(), Some(64), "{name} is ignored: {stderr}");
-        assert!(stderr.contains(&format!("{name}: ")), "{stderr}");
-    }
 }
 
 #[tokio::test]

@@ -704,6 +704,9 @@ let
     "what is required may be in settings, by any name" = is (broken (
       removeAttrs plain [ "natsAddress" ] // { settings.NATS_URL = "nats://a"; }
     )) [ ];
+    "or in a context" = is (broken (
+      removeAttrs plain [ "natsAddress" ] // { settings.NATS_CONTEXT = "/etc/nats/prod.json"; }
+    )) [ ];
     "or in a secret file" = is (broken (
       removeAttrs plain [ "webhookDestination" ] // { secretFiles.WEBHOOK_DESTINATION = "/x"; }
     )) [ ];

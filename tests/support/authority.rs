@@ -13,6 +13,19 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::server::TlsStream;
 
+/// The paths of a certificate and its key.
+pub struct Issued {
+    pub certificate: String,
+    pub key: String,
+}
+
+impl Issued {
+    /// `tls { ... }` of a server's configuration.
+    pub fn tls(&self, more: &str) -> String {
+        format!("tls {{ cert_file: \"{}\", key_file: \"{}\", {more} }}", self.certificate, self.key)
+    }
+}
+
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     folder: TempDir,
@@ -20,8 +33,14 @@ pub struct Authority {
 
 impl Authority {
     pub fn new() -> Self {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        Self::called(&format!("Authority {}", NUMBER.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// An authority with a name that another one may have.
+    pub fn called(name: &str) -> Self {
         let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, "an authority");
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
@@ -37,13 +56,13 @@ impl Authority {
 
     /// The paths of a client's certificate and key.
     pub fn client(&self, name: &str) -> (String, String) {
-        let (certificate, key) = self.issue(&[name], ExtendedKeyUsagePurpose::ClientAuth, |_| {});
+        let (certificate, key) = self.sign(&[name], &[ExtendedKeyUsagePurpose::ClientAuth], |_| {});
         self.files(name, &certificate, &key)
     }
 
     /// As [`Self::client`], but expired.
     pub fn expired_client(&self, name: &str) -> (String, String) {
-        let (certificate, key) = self.issue(&[name], ExtendedKeyUsagePurpose::ClientAuth, expire);
+        let (certificate, key) = self.sign(&[name], &[ExtendedKeyUsagePurpose::ClientAuth], expire);
         self.files(name, &certificate, &key)
     }
 
@@ -54,15 +73,35 @@ impl Authority {
         [cert, private].map(|path| path.to_str().unwrap().to_owned()).into()
     }
 
-    fn issue(
+    /// A certificate for `hosts`, for either side of a connection.
+    pub fn issue(&self, name: &str, hosts: &[&str]) -> Issued {
+        self.issued(name, hosts, |_| {})
+    }
+
+    /// A certificate for 127.0.0.1 that is not valid any more.
+    pub fn expired(&self) -> Issued {
+        self.issued("expired", &["127.0.0.1"], expire)
+    }
+
+    fn issued(&self, name: &str, hosts: &[&str], change: impl Fn(&mut CertificateParams)) -> Issued {
+        let usages = [ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let (certificate, key) = self.sign(hosts, &usages, |params| {
+            params.distinguished_name.push(DnType::CommonName, name);
+            change(params);
+        });
+        let (certificate, key) = self.files(name, &certificate, &key);
+        Issued { certificate, key }
+    }
+
+    fn sign(
         &self,
         names: &[&str],
-        usage: ExtendedKeyUsagePurpose,
+        usages: &[ExtendedKeyUsagePurpose],
         change: impl Fn(&mut CertificateParams),
     ) -> (rcgen::Certificate, KeyPair) {
         let mut params = CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).unwrap();
-        params.distinguished_name.push(DnType::CommonName, names[0]);
-        params.extended_key_usages = vec![usage];
+        params.distinguished_name.push(DnType::CommonName, *names.first().unwrap_or(&"nobody"));
+        params.extended_key_usages = usages.to_vec();
         change(&mut params);
         let key = KeyPair::generate().unwrap();
         (params.signed_by(&key, &self.issuer).unwrap(), key)
@@ -84,7 +123,7 @@ impl Authority {
     }
 
     fn configure(&self, names: &[&str], alpn: &[&str], clients: bool, change: impl Fn(&mut CertificateParams)) -> ServerConfig {
-        let (certificate, key) = self.issue(names, ExtendedKeyUsagePurpose::ServerAuth, change);
+        let (certificate, key) = self.sign(names, &[ExtendedKeyUsagePurpose::ServerAuth], change);
         let provider = Arc::new(ring::default_provider());
         let builder = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().unwrap();
         let builder = if clients {

@@ -10,6 +10,7 @@ pub mod component;
 pub mod endpoint;
 pub mod held;
 pub mod nats;
+pub mod operator;
 pub mod proxy;
 pub mod relay;
 pub mod setup;

@@ -92,8 +92,11 @@ impl NatsServer {
     pub fn websocket_url(&self) -> String {
         let file = self.folder.path().join(format!("{}_{}.ports", server_name(), self.process.id()));
         let text = std::fs::read_to_string(file).unwrap();
-        let port = text.split("ws://127.0.0.1:").nth(1).and_then(|rest| rest.split('"').next()).expect("web sockets are on");
-        format!("ws://127.0.0.1:{port}")
+        let url = |scheme: &str| {
+            let port = text.split(&format!("\"{scheme}://127.0.0.1:")).nth(1)?.split('"').next()?;
+            Some(format!("{scheme}://127.0.0.1:{port}"))
+        };
+        url("wss").or_else(|| url("ws")).expect("web sockets are on")
     }
 
     /// Reads the port from the file that the server writes when it listens.
@@ -102,7 +105,10 @@ impl NatsServer {
         let file = self.folder.path().join(format!("{}_{}.ports", server_name(), self.process.id()));
         while start.elapsed() < LIMIT {
             let text = std::fs::read_to_string(&file).unwrap_or_default();
-            if let Some(port) = text.split("nats://127.0.0.1:").nth(1).and_then(|rest| rest.split('"').next())
+            // The scheme is tls where the server wants that.
+            let urls = ["nats://127.0.0.1:", "tls://127.0.0.1:"];
+            let found = urls.iter().find_map(|url| text.split(url).nth(1)).and_then(|rest| rest.split('"').next());
+            if let Some(port) = found
                 && std::net::TcpStream::connect(("127.0.0.1", port.parse().unwrap())).is_ok()
             {
                 return port.parse().unwrap();
