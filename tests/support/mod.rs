@@ -5,9 +5,11 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs, unreachable_pub)]
 
+pub mod cluster;
 pub mod component;
 pub mod endpoint;
 pub mod held;
+pub mod judge;
 pub mod nats;
 pub mod proxy;
 pub mod relay;
