@@ -217,7 +217,7 @@ async fn break_servers(cluster: &mut Cluster, client: &Client, mut rng: Rng, end
     ];
     let size = cluster.nodes().len();
     let mut deck = Deck::of(if size == 1 { ALONE } else { TOGETHER });
-    while pause(millis(&mut rng, 500..5000), end).await {
+    while pause(millis(&mut rng, 300..3000), end).await {
         let (number, away, stream) = (rng.usize(..size), millis(&mut rng, 100..6000), *rng.choice(&["CMS", "RELAYED"]).unwrap());
         let fault = deck.draw(&mut rng);
         let node = &mut cluster.nodes()[number];
