@@ -3,7 +3,8 @@
 //! Publishers, several relays on one consumer, their connections, the server or a cluster of three,
 //! and the webhook: all faults are drawn from one seed and printed as they happen. `CHAOS_SEED`,
 //! `CHAOS_SECONDS`, `CHAOS_SERVERS` (1 or 3; without it both) and `CHAOS_ATTEMPTS` (the relay's
-//! `WEBHOOK_MAX_ATTEMPTS`) choose the run; `scripts/chaos` makes a long one.
+//! `WEBHOOK_MAX_ATTEMPTS`) choose the run; `scripts/chaos` makes a long one. All logs of a run in which something is
+//! wrong are kept in `target/tmp`; with `CHAOS_KEEP` those of any run.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stdout)]
 
 mod support;
@@ -109,9 +110,11 @@ async fn chaos(servers: usize) {
     if diary.times(SELF_ENDED) > 0 {
         wrong.push((SELF_ENDED, &[]));
     }
-    if !wrong.is_empty() {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-{seed}-{servers}"));
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-{seed}-{servers}"));
+    if !wrong.is_empty() || std::env::var_os("CHAOS_KEEP").is_some() {
         keep(&folder, &logs, &mut cluster, &record);
+    }
+    if !wrong.is_empty() {
         for (what, key) in wrong.iter().flat_map(|(what, keys)| keys.iter().take(3).map(move |key| (what, key))) {
             println!("\n{what}: {key}\n{}", story(key, &record, &logs));
         }
@@ -286,7 +289,7 @@ async fn break_connections(proxies: &[Vec<Arc<Proxy>>], webhook: &Webhook, mut r
 
 /// Waits until the relays have nothing left to do, and stops them.
 async fn finish(client: &Client, relays: &mut [Replica], diary: &Diary) {
-    let (mut last, mut changed) = (String::new(), Instant::now());
+    let (mut last, mut changed, mut said) = (String::new(), Instant::now(), Instant::now());
     loop {
         for relay in relays.iter_mut() {
             relay.revive(diary);
@@ -299,6 +302,10 @@ async fn finish(client: &Client, relays: &mut [Replica], diary: &Diary) {
         };
         if state != last {
             (last, changed) = (state, Instant::now());
+        }
+        if said.elapsed() > Duration::from_secs(5) {
+            said = Instant::now();
+            diary.say(&last);
         }
         if changed.elapsed() > STANDSTILL {
             diary.say(&format!("nothing has happened for {STANDSTILL:?}: {last}"));
