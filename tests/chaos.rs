@@ -93,7 +93,7 @@ async fn chaos(servers: usize) {
     for publisher in publishers {
         record.acknowledged.extend(publisher.await.unwrap());
     }
-    finish(&client, &mut relays, &diary).await;
+    let finished = finish(&client, &mut relays, &diary).await;
     let logs: Vec<_> = relays.drain(..).flat_map(Replica::into_logs).collect();
     record.source = read_stream(&client, "CMS").await.iter().map(|stored| key(&stored.subject, &stored.payload)).collect();
     record.relayed = read_stream(&client, "RELAYED").await.iter().map(|stored| copy(stored, "Nats-Msg-Id")).collect();
@@ -106,6 +106,9 @@ async fn chaos(servers: usize) {
     let mut wrong = verdict.wrong();
     if attempts == "unlimited" && verdict.failed > 0 {
         wrong.push(("failed, though the attempts are unlimited", &[]));
+    }
+    if !finished {
+        wrong.insert(0, ("at a standstill", &[]));
     }
     if diary.times(SELF_ENDED) > 0 {
         wrong.push((SELF_ENDED, &[]));
@@ -287,16 +290,16 @@ async fn break_connections(proxies: &[Vec<Arc<Proxy>>], webhook: &Webhook, mut r
     webhook.healthy.store(true, Ordering::Relaxed);
 }
 
-/// Waits until the relays have nothing left to do, and stops them.
-async fn finish(client: &Client, relays: &mut [Replica], diary: &Diary) {
+/// Waits until the relays have nothing left to do, and stops them. Whether they came to that.
+async fn finish(client: &Client, relays: &mut [Replica], diary: &Diary) -> bool {
     let (mut last, mut changed, mut said) = (String::new(), Instant::now(), Instant::now());
-    loop {
+    let finished = loop {
         for relay in relays.iter_mut() {
             relay.revive(diary);
         }
         let relayed = ask(client, "STREAM.INFO.RELAYED", json!({})).await.map_or(json!(null), |info| info["state"]["messages"].clone());
         let state = match ask(client, format!("CONSUMER.INFO.CMS.{CONSUMER}"), json!({})).await {
-            Ok(info) if info["num_pending"] == 0 && info["num_ack_pending"] == 0 => break,
+            Ok(info) if info["num_pending"] == 0 && info["num_ack_pending"] == 0 => break true,
             Ok(info) => format!("{} waiting, {} being worked on, {relayed} relayed", info["num_pending"], info["num_ack_pending"]),
             Err(error) => format!("{error}, {relayed} relayed"),
         };
@@ -309,14 +312,15 @@ async fn finish(client: &Client, relays: &mut [Replica], diary: &Diary) {
         }
         if changed.elapsed() > STANDSTILL {
             diary.say(&format!("nothing has happened for {STANDSTILL:?}: {last}"));
-            break;
+            break false;
         }
         sleep(Duration::from_millis(100)).await;
-    }
-    diary.say("the relays have finished");
+    };
+    diary.say("stopping the relays");
     for relay in relays {
         relay.end("TERM", diary).await;
     }
+    finished
 }
 
 // ---- The publishers ----------------------------------------------------------------------
