@@ -6,9 +6,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs, unreachable_pub)]
 
 pub mod authority;
+pub mod cluster;
 pub mod component;
 pub mod endpoint;
 pub mod held;
+pub mod judge;
 pub mod nats;
 pub mod operator;
 pub mod proxy;

@@ -145,7 +145,7 @@ impl Drop for NatsServer {
     }
 }
 
-fn spawn(folder: &Path, port: i32) -> Child {
+pub(super) fn spawn(folder: &Path, port: i32) -> Child {
     let config = folder.join("nats.conf");
     Command::new(executable())
         .args(["-a", "127.0.0.1", "-p", &port.to_string(), "-c"])

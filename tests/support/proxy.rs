@@ -20,6 +20,8 @@ struct State {
     swallowed: Vec<u8>,
     hold: Option<Vec<u8>>,
     holding: bool,
+    left: Option<usize>,
+    cuts: usize,
     connections: Vec<JoinHandle<()>>,
 }
 
@@ -82,6 +84,22 @@ impl Proxy {
         self.lock().connections.drain(..).for_each(|connection| connection.abort());
     }
 
+    /// Lets this many bytes more pass, in both directions together, and breaks the connection of
+    /// the next one: as a rule in the middle of a message.
+    pub fn cut_after(&self, bytes: usize) {
+        self.lock().left = Some(bytes);
+    }
+
+    /// Takes back a [`Self::cut_after`] that has not come to its end.
+    pub fn spare(&self) {
+        self.lock().left = None;
+    }
+
+    /// How often [`Self::cut_after`] has come to its end.
+    pub fn times_cut(&self) -> usize {
+        self.lock().cuts
+    }
+
     /// Breaks all connections and every new one before it has begun.
     pub fn close(&self) {
         self.lock().closed = true;
@@ -95,6 +113,24 @@ impl Proxy {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap()
+    }
+}
+
+impl State {
+    /// How many of these bytes may pass.
+    fn pass(&mut self, bytes: usize) -> usize {
+        match self.left {
+            None => bytes,
+            Some(left) if bytes <= left => {
+                self.left = Some(left - bytes);
+                bytes
+            }
+            Some(left) => {
+                self.left = None;
+                self.cuts += 1;
+                left
+            }
+        }
     }
 }
 
@@ -121,19 +157,27 @@ async fn forward(client: TcpStream, port: u16, state: Arc<Mutex<State>>) {
         state.holding = state.hold.as_ref().is_some_and(|text| bytes.windows(text.len()).any(|window| window == text));
         state.holding
     };
+    let pass = |bytes| state.lock().unwrap().pass(bytes);
     tokio::select! {
-        () = copy(from_client, to_server, swallow, hold) => {}
-        () = copy(from_server, to_client, |_| state.lock().unwrap().silent, |_| false) => {}
+        () = copy(from_client, to_server, swallow, hold, pass) => {}
+        () = copy(from_server, to_client, |_| state.lock().unwrap().silent, |_| false, pass) => {}
     }
 }
 
-async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, swallow: impl Fn(&[u8]) -> bool, hold: impl Fn(&[u8]) -> bool) {
+async fn copy(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    swallow: impl Fn(&[u8]) -> bool,
+    hold: impl Fn(&[u8]) -> bool,
+    pass: impl Fn(usize) -> usize,
+) {
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
         while hold(&buffer[..read]) {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
-        if !swallow(&buffer[..read]) && to.write_all(&buffer[..read]).await.is_err() {
+        let passing = pass(read);
+        if !swallow(&buffer[..passing]) && to.write_all(&buffer[..passing]).await.is_err() || passing < read {
             return;
         }
     }
