@@ -127,6 +127,11 @@ impl Relay {
             tokio::spawn(async move {
                 while let Some(message) = next {
                     let work = async {
+                        if let (Some(held), Some(stored)) = (&relay.held, &message.stored)
+                            && !held.begin(stored).await
+                        {
+                            return;
+                        }
                         let result = AssertUnwindSafe(relay.relay(&message)).catch_unwind().await;
                         relay.settle(&message, result.unwrap_or(Err(Failure::Bug))).await;
                     };

@@ -91,6 +91,12 @@ impl Gate {
         std::mem::take(&mut self.waiting).into_values()
     }
 
+    /// Drops all that waits.
+    pub fn clear(&mut self) {
+        self.waiting.clear();
+        self.bytes = 0;
+    }
+
     /// Takes out the newest message, to make room. Returns its sequence.
     pub fn drop_newest(&mut self) -> Option<u64> {
         let (sequence, message) = self.waiting.pop_last()?;

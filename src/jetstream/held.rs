@@ -55,6 +55,8 @@ struct Shared {
     link: Link,
     state: Mutex<State>,
     settled: Notify,
+    /// Whether it is certain whose turn it is: nothing is begun before.
+    certain: tokio::sync::watch::Sender<bool>,
 }
 
 #[derive(Default)]
@@ -72,13 +74,19 @@ struct Unsettled {
     since: Instant,
     told: Instant,
     hold: Arc<Hold>,
+    begun: bool,
 }
 
 impl Held {
     /// Nothing yet.
     #[must_use]
     pub fn new(link: &Link) -> Self {
-        Self(Arc::new(Shared { link: link.clone(), state: Mutex::default(), settled: Notify::new() }))
+        Self(Arc::new(Shared {
+            link: link.clone(),
+            state: Mutex::default(),
+            settled: Notify::new(),
+            certain: tokio::sync::watch::Sender::new(true),
+        }))
     }
 
     /// Takes note of a delivery, to be answered on `reply`.
@@ -95,8 +103,54 @@ impl Held {
             (unsettled.reply, unsettled.told) = (reply, now);
             return Delivery::Known;
         }
-        state.unsettled.insert(sequence, Unsettled { reply, since: now, told: now, hold: hold.clone() });
+        state.unsettled.insert(sequence, Unsettled { reply, since: now, told: now, hold: hold.clone(), begun: false });
         Delivery::New
+    }
+
+    /// Whether a message may be begun: it is still held here. Waits until it is certain whose turn it is.
+    pub async fn begin(&self, stored: &Stored) -> bool {
+        let mut certain = self.0.certain.subscribe();
+        let _ = certain.wait_for(|certain| *certain).await;
+        let mut state = self.lock();
+        match state.unsettled.get_mut(&stored.sequence) {
+            Some(unsettled) if Arc::ptr_eq(&unsettled.hold, &stored.hold) => {
+                unsettled.begun = true;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Nothing more is begun until [`Self::certain`].
+    pub fn uncertain(&self) {
+        self.0.certain.send_replace(false);
+    }
+
+    /// What is here may be begun.
+    pub fn certain(&self) {
+        self.0.certain.send_replace(true);
+    }
+
+    /// Another replica works: what was not begun is left to it, after the time for acknowledging it.
+    pub fn stand_down(&self) {
+        self.lock().unsettled.retain(|_, unsettled| {
+            unsettled.hold.end(Fate::GivenUp);
+            unsettled.begun
+        });
+        self.0.settled.notify_one();
+    }
+
+    /// Gives back what was not begun, oldest first.
+    pub async fn give_back_unbegun(self) {
+        let replies: Vec<_> = {
+            let mut state = self.lock();
+            let unbegun: Vec<u64> =
+                state.unsettled.iter().filter(|(_, unsettled)| !unsettled.begun).map(|(sequence, _)| *sequence).collect();
+            unbegun.into_iter().filter_map(|sequence| Some(state.unsettled.remove(&sequence)?.reply)).collect()
+        };
+        for reply in replies {
+            self.acknowledge(reply, Ack::GivenBack).await;
+        }
     }
 
     /// Tells the server the end of a message. Should that be lost, the message is delivered
@@ -171,7 +225,7 @@ impl Held {
     /// How many messages up to `sequence` are unsettled.
     #[must_use]
     pub fn count_to(&self, sequence: u64) -> usize {
-        self.lock().unsettled.range(..=sequence).count()
+        self.lock().unsettled.range(..=sequence).filter(|(_, unsettled)| unsettled.hold.fate() != Fate::GivenUp).count()
     }
 
     /// Whether `sequence` is unsettled here, or settled.
@@ -202,11 +256,6 @@ impl Held {
         if let Some(unsettled) = self.lock().unsettled.get(&sequence) {
             unsettled.hold.end(Fate::Gone);
         }
-    }
-
-    /// Another process is to relay what is here: all that is not in a call is given back soon.
-    pub fn give_up(&self) {
-        self.lock().unsettled.values().for_each(|unsettled| unsettled.hold.end(Fate::GivenUp));
     }
 
     /// Returns when a message was settled since the last call.

@@ -109,6 +109,10 @@ struct Session {
     /// The consumer's count at the next delivery.
     next_delivery: Option<u64>,
     looked: bool,
+    /// The last delivery was not the first of its message: there may be more of these.
+    again: bool,
+    had_missing: bool,
+    resynced: bool,
 }
 
 type Looking = Pin<Box<dyn Future<Output = Result<Looked, SetUpError>> + Send>>;
@@ -325,6 +329,9 @@ impl Pull {
             if let Some(missing) = self.gate.missing() {
                 return Some((missing, 0));
             }
+            if self.session.again {
+                return Some((256, 0));
+            }
             if self.session.asked_at.is_some_and(|at| at.elapsed() < EXPIRES) {
                 return None;
             }
@@ -365,6 +372,7 @@ impl Pull {
         };
         let (sequence, consumer_sequence, deliveries, stored_ns, pending) = info;
         self.metrics.stream_pending.set(pending as i64);
+        self.session.again = deliveries > 1;
         if deliveries > 1 {
             self.metrics.redelivered.inc();
         }
@@ -374,6 +382,9 @@ impl Pull {
             let is_new = pin.is_some_and(|pin| self.session.pin.as_deref() != Some(pin.as_str()));
             if is_new {
                 self.session.pin = pin.map(|pin| pin.as_str().to_owned());
+                self.stand_down();
+                self.gate = Gate::closed();
+                (self.session.had_missing, self.session.resynced) = (false, false);
             }
             if is_new || self.session.next_delivery.is_some_and(|next| next != consumer_sequence) {
                 self.close_gate();
@@ -414,10 +425,15 @@ impl Pull {
         }
         self.said.unanswered = false;
         let had_asked = std::mem::take(&mut self.session.outstanding) > 0;
+        self.session.again = false;
         match status.map_or(0, |status| status.as_u16()) {
             404 | 408 => {}
             // Another replica works.
-            423 => (self.session.pin, self.session.next_delivery, self.look_at) = (None, None, Instant::now()),
+            423 => {
+                (self.session.pin, self.session.next_delivery, self.look_at) = (None, None, Instant::now());
+                self.stand_down();
+                self.held.certain();
+            }
             // The next message is one for which there is no room yet; nothing fits into a sign of life.
             409 if description == "Message Size Exceeds MaxBytes" => {
                 if had_asked {
@@ -486,16 +502,10 @@ impl Pull {
             self.session.next_delivery = None;
             self.close_gate();
         }
-        if self.made.group.is_some() && look.pinned.is_some() && look.pinned != self.session.pin {
-            self.held.give_up();
-        }
         self.floor = look.floor;
         self.held.known_to_be_settled(look.floor);
         self.metrics.stream_pending.set(look.waiting as i64);
         self.report(&look);
-        for found in unreadable {
-            self.take_unreadable(found);
-        }
         if !std::mem::replace(&mut self.session.looked, true) {
             self.link.subscribed(self.session.generation, Missed::Nothing);
         }
@@ -503,8 +513,27 @@ impl Pull {
         // Where replicas share the work, others always hold some. What was lost on its way to
         // this one has been delivered again by then.
         let is_shared = self.made.group.is_none();
+        let is_own = is_shared || (look.pinned.is_some() && look.pinned == self.session.pin);
+        if !is_own {
+            self.stand_down();
+        }
+        for found in unreadable {
+            self.take_unreadable(found);
+        }
+        self.held.certain();
+        self.session.had_missing |= missing > 0;
         let is_over = is_shared && (self.sessions == 1 || self.gate.closed_for() > self.made.ack_wait + LOOK_AGAIN);
-        if missing == 0 || is_over {
+        if !is_own {
+            self.gate.missing_are(0, look.delivered);
+        } else if missing == 0 && !is_shared && self.session.had_missing && !self.session.resynced && !self.gate.is_open() {
+            // Somebody else may have settled a part of what is here. What comes back is not settled.
+            if self.gate.closed_for() >= EXPIRES + EXPIRES / 2 {
+                self.session.resynced = true;
+                self.gate.clear();
+                tokio::spawn(self.held.clone().give_back_unbegun());
+                self.session.again = true;
+            }
+        } else if missing == 0 || is_over {
             self.ready.extend(self.gate.open());
         } else {
             self.gate.missing_are(missing, look.delivered);
@@ -552,6 +581,15 @@ impl Pull {
         self.ready.push_back(message);
     }
 
+    /// What was not begun is another replica's now.
+    fn stand_down(&mut self) {
+        if self.made.group.is_some() {
+            self.ready.clear();
+            self.gate.clear();
+            self.held.stand_down();
+        }
+    }
+
     fn close_gate(&mut self) {
         self.gate.close();
         // A look that was taken before says nothing about what is missing now.
@@ -567,6 +605,10 @@ impl Pull {
             Err(_) => return,
         }
         self.sessions += 1;
+        if self.made.group.is_some() {
+            self.held.uncertain();
+            self.stand_down();
+        }
         self.close_gate();
     }
 
@@ -596,6 +638,9 @@ impl Session {
             pin: None,
             next_delivery: None,
             looked: false,
+            again: false,
+            had_missing: false,
+            resynced: false,
         })
     }
 }
