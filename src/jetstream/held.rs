@@ -74,7 +74,10 @@ struct Unsettled {
     since: Instant,
     told: Instant,
     hold: Arc<Hold>,
+    /// Whether work on it has begun.
     begun: bool,
+    /// Whether it can not be delivered again without harm.
+    is_unreadable: bool,
 }
 
 impl Held {
@@ -103,7 +106,10 @@ impl Held {
             (unsettled.reply, unsettled.told) = (reply, now);
             return Delivery::Known;
         }
-        state.unsettled.insert(sequence, Unsettled { reply, since: now, told: now, hold: hold.clone(), begun: false });
+        state.unsettled.insert(
+            sequence,
+            Unsettled { reply, since: now, told: now, hold: hold.clone(), begun: false, is_unreadable: stored.unreadable.is_some() },
+        );
         Delivery::New
     }
 
@@ -131,21 +137,29 @@ impl Held {
         self.0.certain.send_replace(true);
     }
 
-    /// Another replica works: what was not begun is left to it, after the time for acknowledging it.
+    /// It is another replica's turn, or may be: what was not begun is forgotten, and delivered to
+    /// whoever works once it has been silent for long enough.
     pub fn stand_down(&self) {
         self.lock().unsettled.retain(|_, unsettled| {
+            if unsettled.is_unreadable {
+                return true;
+            }
             unsettled.hold.end(Fate::GivenUp);
             unsettled.begun
         });
         self.0.settled.notify_one();
     }
 
-    /// Gives back what was not begun, oldest first.
+    /// Has what was not begun delivered again at once, oldest first.
     pub async fn give_back_unbegun(self) {
         let replies: Vec<_> = {
             let mut state = self.lock();
-            let unbegun: Vec<u64> =
-                state.unsettled.iter().filter(|(_, unsettled)| !unsettled.begun).map(|(sequence, _)| *sequence).collect();
+            let unbegun: Vec<u64> = state
+                .unsettled
+                .iter()
+                .filter(|(_, unsettled)| !unsettled.begun && !unsettled.is_unreadable)
+                .map(|(sequence, _)| *sequence)
+                .collect();
             unbegun.into_iter().filter_map(|sequence| Some(state.unsettled.remove(&sequence)?.reply)).collect()
         };
         for reply in replies {

@@ -49,6 +49,10 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// The most messages that are asked for by a replica that stands by.
 const STANDING_BY: usize = 32;
+/// How many are asked for while messages are delivered again behind a closed gate.
+const AGAIN: usize = 256;
+/// How long after its turn has begun a replica goes on: by then the one before knows that its turn is over.
+const HANDED_OVER: Duration = Duration::from_millis(1500);
 /// How long a replica that stands by leaves it to the one that works to make a lost consumer
 /// anew: that one knows best where to go on.
 const AFTER_YOU: Duration = Duration::from_secs(2);
@@ -109,10 +113,12 @@ struct Session {
     /// The consumer's count at the next delivery.
     next_delivery: Option<u64>,
     looked: bool,
-    /// The last delivery was not the first of its message: there may be more of these.
+    /// Whether the last delivery was not the first of its message: there may be more of these.
     again: bool,
+    /// Whether messages were missing in this turn, and whether what waits behind the gate was
+    /// asked for once more since.
     had_missing: bool,
-    resynced: bool,
+    asked_anew: bool,
 }
 
 type Looking = Pin<Box<dyn Future<Output = Result<Looked, SetUpError>> + Send>>;
@@ -330,7 +336,7 @@ impl Pull {
                 return Some((missing, 0));
             }
             if self.session.again {
-                return Some((256, 0));
+                return Some((AGAIN, 0));
             }
             if self.session.asked_at.is_some_and(|at| at.elapsed() < EXPIRES) {
                 return None;
@@ -384,7 +390,7 @@ impl Pull {
                 self.session.pin = pin.map(|pin| pin.as_str().to_owned());
                 self.stand_down();
                 self.gate = Gate::closed();
-                (self.session.had_missing, self.session.resynced) = (false, false);
+                (self.session.had_missing, self.session.asked_anew) = (false, false);
             }
             if is_new || self.session.next_delivery.is_some_and(|next| next != consumer_sequence) {
                 self.close_gate();
@@ -393,11 +399,13 @@ impl Pull {
         }
         let message = &mut self.reader.message;
         let (Some(reply), payload) = (message.reply.take(), std::mem::take(&mut message.payload)) else { return };
-        let (subject, headers) = (Arc::from(message.subject.as_str()), message.headers.take().unwrap_or_default());
+        let (subject, headers) = (Arc::<str>::from(message.subject.as_str()), message.headers.take().unwrap_or_default());
         self.reply.clear();
         self.reply.push_str(&reply);
         let id = Id::stored(&self.stream.name, sequence, stored_ns);
-        let stored = Stored { sequence, hold: Arc::default(), unreadable: None };
+        // White space of other alphabets ends a subject for the client library.
+        let is_misread = subject.split('.').any(str::is_empty);
+        let stored = Stored { sequence, hold: Arc::default(), unreadable: is_misread.then_some("its subject has white space") };
         let message = Message { subject, headers, payload, id, failure_told: AtomicBool::new(false), stored: Some(stored.clone()) };
         match self.held.receive(&stored, reply.clone()) {
             Delivery::New => self.arrived(sequence, message),
@@ -525,10 +533,10 @@ impl Pull {
         let is_over = is_shared && (self.sessions == 1 || self.gate.closed_for() > self.made.ack_wait + LOOK_AGAIN);
         if !is_own {
             self.gate.missing_are(0, look.delivered);
-        } else if missing == 0 && !is_shared && self.session.had_missing && !self.session.resynced && !self.gate.is_open() {
+        } else if missing == 0 && !is_shared && self.session.had_missing && !self.session.asked_anew && !self.gate.is_open() {
             // Somebody else may have settled a part of what is here. What comes back is not settled.
-            if self.gate.closed_for() >= EXPIRES + EXPIRES / 2 {
-                self.session.resynced = true;
+            if self.gate.closed_for() >= HANDED_OVER {
+                self.session.asked_anew = true;
                 self.gate.clear();
                 tokio::spawn(self.held.clone().give_back_unbegun());
                 self.session.again = true;
@@ -538,7 +546,8 @@ impl Pull {
         } else {
             self.gate.missing_are(missing, look.delivered);
         }
-        self.look_at = Instant::now() + if self.gate.is_open() { LOOK } else { LOOK_CLOSED };
+        // Standing by, it has to know nothing in a hurry: its turn begins with a message.
+        self.look_at = Instant::now() + if self.gate.is_open() || !is_own { LOOK } else { LOOK_CLOSED };
     }
 
     /// Says, once, what has changed about the consumer.
@@ -640,7 +649,7 @@ impl Session {
             looked: false,
             again: false,
             had_missing: false,
-            resynced: false,
+            asked_anew: false,
         })
     }
 }
