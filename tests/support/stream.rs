@@ -135,7 +135,19 @@ impl JetStream {
 
     /// Waits until all that is in the stream is settled.
     pub async fn settled(&self) -> Value {
-        self.until("all is settled", |info| info["num_ack_pending"] == 0 && info["num_pending"] == 0).await
+        let waited = async {
+            loop {
+                let last = self.stream("CMS").await["state"]["last_seq"].as_u64();
+                let info = self.consumer().await;
+                // What is pending is counted a moment after it is stored.
+                let is_over = info["num_ack_pending"] == 0 && info["num_pending"] == 0;
+                if is_over && info["ack_floor"]["stream_seq"].as_u64() >= last {
+                    return info;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        within("all is settled", waited).await
     }
 
     /// Publishes until the stream has it, once. Returns its sequence.
