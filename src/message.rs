@@ -29,6 +29,9 @@ pub struct Message {
 pub struct Stored {
     /// Its sequence.
     pub sequence: u64,
+    /// When it was stored, in nanoseconds since 1970. A stream that takes the place of another
+    /// one counts from 1 again, at another time.
+    pub time_ns: i128,
     /// Whether it is still to be worked on.
     pub hold: Arc<Hold>,
     /// Why its headers could not be read, and are missing.

@@ -310,8 +310,8 @@ async fn what_is_unfinished_at_the_end_of_the_grace_is_relayed_by_another_in_ord
             assert_eq!(again.header("webhook-id"), call.header("webhook-id"));
         }
         println!("share {share}: all relayed {:?} after SIGTERM", told.elapsed());
-        // What is not given back comes again after three seconds, or ten.
-        assert!(told.elapsed() < Duration::from_millis(2500), "{:?} after SIGTERM", told.elapsed());
+        // Where replicas share, what is not given back comes again after ten.
+        assert!(told.elapsed() < Duration::from_secs(6), "{:?} after SIGTERM", told.elapsed());
         replicas.stop_all().await;
     }
 }

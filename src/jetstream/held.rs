@@ -63,14 +63,15 @@ struct Shared {
 struct State {
     /// By sequence in the stream.
     unsettled: BTreeMap<u64, Unsettled>,
-    /// Settled, and perhaps the server does not know.
-    settled: BTreeMap<u64, Ack>,
+    /// Settled, and perhaps the server does not know; with the time that each was stored.
+    settled: BTreeMap<u64, (Ack, i128)>,
     /// The highest sequence that was delivered.
     last: u64,
 }
 
 struct Unsettled {
     reply: Subject,
+    time_ns: i128,
     since: Instant,
     told: Instant,
     hold: Arc<Hold>,
@@ -98,17 +99,31 @@ impl Held {
         let sequence = *sequence;
         let mut state = self.lock();
         state.last = state.last.max(sequence);
-        if let Some(ack) = state.settled.get(&sequence) {
-            return Delivery::Settled(*ack);
+        match state.settled.get(&sequence) {
+            Some((ack, time_ns)) if *time_ns == stored.time_ns => return Delivery::Settled(*ack),
+            _ => {}
         }
         let now = Instant::now();
-        if let Some(unsettled) = state.unsettled.get_mut(&sequence) {
-            (unsettled.reply, unsettled.told) = (reply, now);
-            return Delivery::Known;
+        match state.unsettled.get_mut(&sequence) {
+            Some(unsettled) if unsettled.time_ns == stored.time_ns => {
+                (unsettled.reply, unsettled.told) = (reply, now);
+                return Delivery::Known;
+            }
+            // Of a stream that is no more.
+            Some(unsettled) => unsettled.hold.end(Fate::Gone),
+            None => {}
         }
         state.unsettled.insert(
             sequence,
-            Unsettled { reply, since: now, told: now, hold: hold.clone(), begun: false, is_unreadable: stored.unreadable.is_some() },
+            Unsettled {
+                reply,
+                time_ns: stored.time_ns,
+                since: now,
+                told: now,
+                hold: hold.clone(),
+                begun: false,
+                is_unreadable: stored.unreadable.is_some(),
+            },
         );
         Delivery::New
     }
@@ -186,7 +201,7 @@ impl Held {
             _ => return None,
         };
         if ack != Ack::GivenBack {
-            state.settled.insert(stored.sequence, ack);
+            state.settled.insert(stored.sequence, (ack, stored.time_ns));
         }
         Some(unsettled.reply)
     }
@@ -309,5 +324,35 @@ impl Held {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+
+    fn stored(sequence: u64, time_ns: i128) -> Stored {
+        Stored { sequence, time_ns, hold: Arc::default(), unreadable: None }
+    }
+
+    #[test]
+    fn a_delivery_is_known_by_its_place_in_the_stream_and_the_time_it_was_stored() {
+        let held = Held::new(&Link::new(String::new(), &Metrics::default()));
+        let first = stored(1, 100);
+        assert_eq!(held.receive(&first, "a".into()), Delivery::New);
+        assert_eq!(held.receive(&stored(1, 100), "b".into()), Delivery::Known);
+        assert_eq!(held.take(&first, Ack::Done).as_deref(), Some("b"), "answered where it was delivered last");
+        assert_eq!(held.receive(&stored(1, 100), "c".into()), Delivery::Settled(Ack::Done));
+        // Another stream has taken the place of the first one.
+        let again = stored(1, 200);
+        assert_eq!(held.receive(&again, "d".into()), Delivery::New);
+        assert_eq!(held.take(&first, Ack::Done), None, "the first one settles nothing of it");
+        let third = stored(1, 300);
+        assert_eq!(held.receive(&third, "e".into()), Delivery::New);
+        assert_eq!(again.hold.fate(), Fate::Gone);
+        assert_eq!(held.take(&again, Ack::Done), None);
+        assert!(held.take(&third, Ack::GivenBack).is_some());
+        assert_eq!(held.receive(&stored(1, 300), "f".into()), Delivery::New, "what was given back may come again");
     }
 }

@@ -405,7 +405,8 @@ impl Pull {
         let id = Id::stored(&self.stream.name, sequence, stored_ns);
         // White space of other alphabets ends a subject for the client library.
         let is_misread = subject.split('.').any(str::is_empty);
-        let stored = Stored { sequence, hold: Arc::default(), unreadable: is_misread.then_some("its subject has white space") };
+        let stored =
+            Stored { sequence, time_ns: stored_ns, hold: Arc::default(), unreadable: is_misread.then_some("its subject has white space") };
         let message = Message { subject, headers, payload, id, failure_told: AtomicBool::new(false), stored: Some(stored.clone()) };
         match self.held.receive(&stored, reply.clone()) {
             Delivery::New => self.arrived(sequence, message),
@@ -580,7 +581,7 @@ impl Pull {
     /// A message that can not arrive goes on at once, to fail.
     fn take_unreadable(&mut self, found: Unreadable) {
         let Unreadable { sequence, subject, payload, why, stored_ns } = found;
-        let stored = Stored { sequence, hold: Arc::default(), unreadable: Some(why) };
+        let stored = Stored { sequence, time_ns: stored_ns, hold: Arc::default(), unreadable: Some(why) };
         if self.held.receive(&stored, unreadable::reply(&self.reply, sequence)) != Delivery::New {
             return;
         }
