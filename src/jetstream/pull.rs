@@ -235,8 +235,10 @@ impl Pull {
 
     /// Gives back what is not settled, lets another replica take over, and returns when the
     /// server knows all that was said.
-    pub async fn close(self) {
+    pub async fn close(mut self) {
         self.keeping.abort();
+        // Or what is given back would be delivered here once more.
+        let _ = self.session.subscriber.unsubscribe().await;
         let returned = self.held.give_back_all().await;
         if returned > 0 {
             warn!(messages = returned, "left in the stream: not finished in time");
