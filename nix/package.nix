@@ -20,6 +20,8 @@ rustPlatform.buildRustPackage {
       ../rustfmt.toml
       ../benches
       ../examples
+      # A member of the workspace.
+      ../fuzz
       ../src
       ../wit
       # Compared with the program by its tests.
