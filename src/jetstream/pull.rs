@@ -52,7 +52,7 @@ const STANDING_BY: usize = 32;
 /// How many are asked for while messages are delivered again behind a closed gate.
 const AGAIN: usize = 256;
 /// How long after its turn has begun a replica goes on: by then the one before knows that its turn is over.
-const HANDED_OVER: Duration = Duration::from_millis(1500);
+const HANDED_OVER: Duration = Duration::from_millis(1200);
 /// How long a replica that stands by leaves it to the one that works to make a lost consumer
 /// anew: that one knows best where to go on.
 const AFTER_YOU: Duration = Duration::from_secs(2);
