@@ -180,13 +180,7 @@ impl Link {
 
     /// Returns when the server denies a publish on `subject`.
     pub async fn publish_denied(&self, subject: &str) {
-        loop {
-            let changed = self.0.changed.notified();
-            if self.take_denied_publish(subject) {
-                return;
-            }
-            changed.await;
-        }
+        self.noted(|| self.take_denied_publish(subject)).await;
     }
 
     /// Forgets denied publishes that nobody asks about any more.
@@ -202,13 +196,7 @@ impl Link {
 
     /// Returns when the server denies the subscription to `subject`.
     pub async fn subscription_denied(&self, subject: &str) {
-        loop {
-            let changed = self.0.changed.notified();
-            if self.is_subscription_denied(subject) {
-                return;
-            }
-            changed.await;
-        }
+        self.noted(|| self.is_subscription_denied(subject)).await;
     }
 
     /// Takes note of what a client reports.
@@ -263,6 +251,17 @@ impl Link {
         }
         drop(report);
         self.0.changed.notify_waiters();
+    }
+
+    /// Returns when something is noted after which `holds` does.
+    async fn noted(&self, holds: impl Fn() -> bool) {
+        loop {
+            let changed = self.0.changed.notified();
+            if holds() {
+                return;
+            }
+            changed.await;
+        }
     }
 
     async fn change(&self) {
