@@ -12,9 +12,12 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber, error};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::filter::FilterFn;
 use tracing_subscriber::fmt::format::{self, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Starts logging to standard error.
 pub fn start(log: &Log) {
@@ -24,10 +27,18 @@ pub fn start(log: &Log) {
     let builder = tracing_subscriber::fmt().with_env_filter(filter(&log.filter)).with_ansi(color).with_writer(std::io::stderr);
     let format = log.format.unwrap_or(if terminal { Format::Pretty } else { Format::Compact });
     match format {
-        Format::Pretty => builder.event_format(Pretty).init(),
-        Format::Compact => builder.compact().with_target(false).fmt_fields(escaped()).init(),
-        Format::Json => builder.json().flatten_event(true).with_target(false).with_current_span(false).with_span_list(false).init(),
+        Format::Pretty => builder.event_format(Pretty).finish().with(without_logins()).init(),
+        Format::Compact => builder.compact().with_target(false).fmt_fields(escaped()).finish().with(without_logins()).init(),
+        Format::Json => {
+            let json = builder.json().flatten_event(true).with_target(false).with_current_span(false).with_span_list(false);
+            json.finish().with(without_logins()).init();
+        }
     }
+}
+
+/// The NATS client tells at `trace` how it logs in, with the user.
+fn without_logins() -> FilterFn {
+    FilterFn::new(|event| event.fields().field("connect_info").is_none())
 }
 
 /// A panic as a line like any other, with its place but without its text, which may quote a value.
