@@ -58,6 +58,11 @@ const FRAMING: [&str; 11] = [
 const DENIED: [&str; 6] = ["accept-encoding", "authorization", "cookie", "proxy-authenticate", "proxy-authorization", "user-agent"];
 const DENIED_PREFIXES: [&str; 3] = ["nats-", "relay-", "webhook-"];
 
+/// By these a reverse proxy says where a call came from (RFC 7239 and what was there before it), what its method and path
+/// were, and Next.js that its middleware has run. Frontends believe them, and take ours for a proxy's.
+const PROXY: [&str; 6] = ["forwarded", "x-http-method", "x-http-method-override", "x-method-override", "x-real-ip", "x-rewrite-url"];
+const PROXY_PREFIXES: [&str; 3] = ["x-forwarded-", "x-middleware-", "x-original-"];
+
 /// What a server may make of a name before its application sees it: CGI, WSGI and PHP know no
 /// difference between `webhook-id`, `webhook_id` and `webhook.id`. So none is made here.
 fn folded(name: &HeaderName) -> Cow<'_, str> {
@@ -84,7 +89,8 @@ pub fn is_ours(name: &HeaderName) -> bool {
 /// Whether a publisher may not decide `name`.
 fn is_denied(name: &HeaderName) -> bool {
     let name = &*folded(name);
-    FRAMING.contains(&name) || DENIED.contains(&name) || DENIED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    [&FRAMING[..], &DENIED, &PROXY].iter().any(|names| names.contains(&name))
+        || DENIED_PREFIXES.iter().chain(&PROXY_PREFIXES).any(|prefix| name.starts_with(prefix))
 }
 
 /// Whether `name` is one of [`REASONS`], in any case.
@@ -230,6 +236,14 @@ mod tests {
             "RELAY-Reason",
             "Relay-Anything",
             "Accept-Encoding",
+            "Forwarded",
+            "X-Forwarded-For",
+            "x-forwarded-host",
+            "X-Real-IP",
+            "X-HTTP-Method-Override",
+            "X-Original-URL",
+            "X-Middleware-Subrequest",
+            "X_Forwarded_Proto",
             // What servers make the same name of.
             "webhook_id",
             "Webhook_Signature",
@@ -262,7 +276,18 @@ mod tests {
 
     #[test]
     fn what_only_begins_like_a_denied_name_travels() {
-        for name in ["natsy", "webhooks", "relayed-by", "x-webhook-id", "x_nats_subject", "hosts", "content-type", "content_type"] {
+        for name in [
+            "natsy",
+            "webhooks",
+            "relayed-by",
+            "x-webhook-id",
+            "x_nats_subject",
+            "hosts",
+            "forwarded-by",
+            "x-forwarder",
+            "content-type",
+            "content_type",
+        ] {
             assert_eq!(to_http(&message(&[(name, "x")])).0.len(), 1, "{name}");
         }
     }

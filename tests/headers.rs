@@ -115,6 +115,10 @@ async fn a_message_can_neither_frame_a_call_nor_speak_for_the_relay_or_its_opera
         ("Nats-Subject", "forged"),
         ("Nats-Msg-Id", "forged"),
         ("nats-anything", "forged"),
+        ("Forwarded", "for=forged"),
+        ("X-Forwarded-For", "forged"),
+        ("X-HTTP-Method-Override", "DELETE"),
+        ("x-middleware-subrequest", "forged"),
     ];
     setup.publish_with("cms.cache.a", &[&denied[..], &[("X-Fine", "1")]].concat(), smuggled).await;
     let message = setup.relayed().await;
