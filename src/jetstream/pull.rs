@@ -9,22 +9,25 @@
 //! **One replica works.** With a pinned-client priority group (ADR-42) the server hands messages
 //! to one client until that has been silent for some seconds. Each request says that it is alive.
 
+mod requests;
+mod turn;
+
 use super::Api;
-use super::consumer::{Consumer, Look, Made, PINNED, SetUpError, Start};
+use super::consumer::{Consumer, Made, PINNED, SetUpError, Start};
 use super::gate::Gate;
 use super::held::{Delivery, Held};
-use super::look::{Looked, Looker};
+use super::look::Looked;
 use super::unreadable::{self, Unreadable};
 use crate::config::{self, Config, Pending};
-use crate::link::{Link, Missed, REMIND};
+use crate::link::{Link, REMIND};
 use crate::message::{Id, Message, Stored};
 use crate::metrics::Metrics;
 use crate::nats;
 use crate::publisher::Publisher;
 use anyhow::{Context, bail};
-use async_nats::{HeaderMap, StatusCode, Subscriber};
+use async_nats::HeaderMap;
 use futures_util::StreamExt;
-use serde_json::json;
+use requests::{LATE, LATE_STOPPING, Session};
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -32,30 +35,13 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout};
-use tracing::{error, info, warn};
+use tracing::{error, warn};
+use turn::LOOK_CLOSED;
 
 /// How long a pull request waits at the server. The next one is a sign of life.
 const EXPIRES: Duration = Duration::from_secs(1);
-/// How much later than that the server's answer may be before it counts as lost.
-const LATE: Duration = Duration::from_secs(4);
-/// The same while stopping: what comes later is delivered to somebody else.
-const LATE_STOPPING: Duration = Duration::from_secs(1);
-/// How often the consumer is looked at, and how often while the gate is closed.
-const LOOK: Duration = Duration::from_secs(5);
-const LOOK_CLOSED: Duration = Duration::from_millis(200);
 /// How soon after a failure it is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// How soon after the server has refused a request another one is made.
-const ASK_AGAIN: Duration = Duration::from_millis(100);
-/// The most messages that are asked for by a replica that stands by.
-const STANDING_BY: usize = 32;
-/// How many are asked for while messages are delivered again behind a closed gate.
-const AGAIN: usize = 256;
-/// How long after its turn has begun a replica goes on: by then the one before knows that its turn is over.
-const HANDED_OVER: Duration = Duration::from_millis(1200);
-/// How long a replica that stands by leaves it to the one that works to make a lost consumer
-/// anew: that one knows best where to go on.
-const AFTER_YOU: Duration = Duration::from_secs(2);
 
 /// The consumer's messages.
 pub struct Pull {
@@ -95,30 +81,6 @@ struct Said {
     unanswered: bool,
     refused: Option<u16>,
     failing: Option<Instant>,
-}
-
-/// One connection's requests and deliveries.
-struct Session {
-    generation: u64,
-    inbox: String,
-    subscriber: Subscriber,
-    request: u64,
-    asked_at: Option<Instant>,
-    ask_after: Instant,
-    /// Messages that were asked for and have not arrived.
-    outstanding: usize,
-    /// Whether the next message alone is larger than all that may wait.
-    oversize: bool,
-    pin: Option<String>,
-    /// The consumer's count at the next delivery.
-    next_delivery: Option<u64>,
-    looked: bool,
-    /// Whether the last delivery was not the first of its message: there may be more of these.
-    again: bool,
-    /// Whether messages were missing in this turn, and whether what waits behind the gate was
-    /// asked for once more since.
-    had_missing: bool,
-    asked_anew: bool,
 }
 
 type Looking = Pin<Box<dyn Future<Output = Result<Looked, SetUpError>> + Send>>;
@@ -270,99 +232,6 @@ impl Pull {
         }
     }
 
-    /// When something is to be done even if nothing happens.
-    fn due(&self) -> Instant {
-        let now = Instant::now();
-        let asked_at = self.session.asked_at.unwrap_or(now);
-        let ask = if self.session.outstanding > 0 {
-            asked_at + EXPIRES + if self.stopped { LATE_STOPPING } else { LATE }
-        } else {
-            self.session.ask_after.max(asked_at + EXPIRES).max(now + ASK_AGAIN)
-        };
-        if self.looking.is_some() { ask } else { ask.min(self.look_at) }
-    }
-
-    fn is_late(&self, by: Duration) -> bool {
-        self.session.asked_at.is_none_or(|at| at.elapsed() > EXPIRES + by)
-    }
-
-    /// Makes the next pull request, when there is room and the one before has ended.
-    async fn ask(&mut self) {
-        let now = Instant::now();
-        if self.session.outstanding > 0 {
-            if !self.is_late(LATE) {
-                return;
-            }
-            if !std::mem::replace(&mut self.said.unanswered, true) {
-                warn!(stream = self.stream.name, consumer = self.stream.consumer, "a pull request was not answered, asking again");
-            }
-            self.session.outstanding = 0;
-            self.look_at = now;
-        }
-        if self.stopped || !self.session.looked || now < self.session.ask_after || !self.link.is_connected() {
-            return;
-        }
-        let since_asked = self.session.asked_at.map_or(EXPIRES, |at| at.elapsed());
-        let (messages, bytes) = match self.room() {
-            Some(room) => room,
-            // A request that nothing fits into: a sign of life.
-            None if self.session.pin.is_some() && since_asked >= EXPIRES => (1, 1),
-            None => return,
-        };
-        let is_sign = bytes == 1;
-        self.session.request += 1;
-        let mut request = json!({ "batch": messages, "expires": EXPIRES.as_nanos() as u64 });
-        if let Some(fields) = request.as_object_mut() {
-            if bytes > 0 {
-                fields.insert("max_bytes".into(), json!(bytes));
-            }
-            if let Some(group) = self.made.group {
-                fields.insert("group".into(), json!(group));
-                fields.extend(self.session.pin.iter().map(|pin| ("id".to_owned(), json!(pin))));
-            }
-        }
-        let (_, client) = self.link.client().await;
-        let reply = format!("{}.{}", self.session.inbox, self.session.request);
-        // It fails only when the client has ended, and then the subscription says so.
-        let _ = client.publish_with_reply(self.consumer.next(), reply, request.to_string().into()).await;
-        self.session.asked_at = Some(now);
-        self.session.outstanding = if is_sign { 0 } else { messages };
-    }
-
-    /// How many messages and bytes may be asked for; 0 bytes is without a limit.
-    fn room(&mut self) -> Option<(usize, usize)> {
-        let pending = usize::try_from(self.metrics.pending_bytes.get()).unwrap_or(0) + self.gate.bytes();
-        let held = self.held.len();
-        if !self.gate.is_open() {
-            if let Some(missing) = self.gate.missing() {
-                return Some((missing, 0));
-            }
-            if self.session.again {
-                return Some((AGAIN, 0));
-            }
-            if self.session.asked_at.is_some_and(|at| at.elapsed() < EXPIRES) {
-                return None;
-            }
-            if self.gate.bytes() >= self.limits.bytes
-                && let Some(sequence) = self.gate.drop_newest()
-            {
-                // It is delivered again later.
-                self.held.forget(sequence);
-            }
-            return Some((1, 0));
-        }
-        if held == 0 && self.session.oversize {
-            return Some((1, 0));
-        }
-        let messages = self.limits.messages.saturating_sub(held);
-        let bytes = self.limits.bytes.saturating_sub(pending);
-        if messages == 0 || bytes == 0 || (held > 0 && (messages < self.limits.messages / 4 || bytes < self.limits.bytes / 4)) {
-            return None;
-        }
-        let stands_by = self.made.group.is_some() && self.session.pin.is_none();
-        Some((if stands_by { messages.min(STANDING_BY) } else { messages }, bytes.max(2)))
-    }
-
     async fn delivered(&mut self, message: async_nats::Message) {
         if message.reply.as_deref().is_none_or(|reply| !reply.starts_with("$JS.ACK.")) {
             return self.told(message.subject.as_str(), message.status, message.description.as_deref().unwrap_or_default());
@@ -427,159 +296,6 @@ impl Pull {
         }
     }
 
-    /// The server has said something about a request.
-    fn told(&mut self, subject: &str, status: Option<StatusCode>, description: &str) {
-        let number = subject.rsplit('.').next().and_then(|number| number.parse::<u64>().ok());
-        // All of it has been delivered; that was counted.
-        if number != Some(self.session.request) || description == "Batch Completed" {
-            return;
-        }
-        self.said.unanswered = false;
-        let had_asked = std::mem::take(&mut self.session.outstanding) > 0;
-        self.session.again = false;
-        match status.map_or(0, |status| status.as_u16()) {
-            404 | 408 => {}
-            // Another replica works.
-            423 => {
-                (self.session.pin, self.session.next_delivery, self.look_at) = (None, None, Instant::now());
-                self.stand_down();
-                self.held.certain();
-            }
-            // The next message is one for which there is no room yet; nothing fits into a sign of life.
-            409 if description == "Message Size Exceeds MaxBytes" => {
-                if had_asked {
-                    self.session.oversize = true;
-                    self.session.ask_after = Instant::now() + ASK_AGAIN;
-                }
-            }
-            code => {
-                self.session.ask_after = Instant::now() + ASK_AGAIN;
-                self.look_at = Instant::now();
-                // Others are said by what is done about them, if anything has to be.
-                if !matches!(code, 409 | 503) && self.said.refused.replace(code) != Some(code) {
-                    warn!(stream = self.stream.name, consumer = self.stream.consumer, code, description, "a pull request was refused");
-                }
-                self.is_changed = code == 400;
-            }
-        }
-    }
-
-    fn look(&self) -> Looking {
-        let is_first = !self.session.looked;
-        let stands_by = self.made.group.is_some() && self.session.pin.is_none();
-        let looker = Looker {
-            consumer: self.consumer.clone(),
-            held: self.held.clone(),
-            publisher: self.publisher.clone(),
-            is_first,
-            is_changed: self.is_changed,
-            reply: self.reply.clone(),
-            ack_wait: self.made.ack_wait,
-            is_suspicious: is_first && self.sessions > 1,
-            resume: Start::At { sequence: self.held.resume_at(self.floor), of: self.made.stream_created.clone() },
-            after_you: if stands_by { AFTER_YOU } else { Duration::ZERO },
-        };
-        Box::pin(looker.look())
-    }
-
-    fn looked(&mut self, looked: Result<Looked, SetUpError>) {
-        self.looking = None;
-        let Looked { look, unreadable, made } = match looked {
-            Ok(looked) => looked,
-            Err(error) => {
-                self.look_at = Instant::now() + LOOK_AGAIN;
-                if self.said.failing.is_none_or(|said| said.elapsed() >= REMIND) {
-                    self.said.failing = Some(Instant::now());
-                    error!(%error, "nothing can be read from the stream, trying again");
-                }
-                return;
-            }
-        };
-        if self.said.failing.take().is_some() {
-            info!(stream = self.stream.name, consumer = self.stream.consumer, "reading from the stream again");
-        }
-        if let Some(made) = made {
-            if made.stream_created != self.made.stream_created {
-                warn!(stream = self.stream.name, "another stream has taken the place of the one before; beginning with its first message");
-                self.held.forget_all();
-                self.floor = 0;
-            }
-            if made.ack_wait != self.made.ack_wait {
-                self.keeping.abort();
-                self.keeping = tokio::spawn(self.held.clone().keep(made.ack_wait)).abort_handle();
-            }
-            self.made = made;
-            self.is_changed = false;
-            self.session.next_delivery = None;
-            self.close_gate();
-        }
-        self.floor = look.floor;
-        self.held.known_to_be_settled(look.floor);
-        self.metrics.stream_pending.set(look.waiting as i64);
-        self.report(&look);
-        if !std::mem::replace(&mut self.session.looked, true) {
-            self.link.subscribed(self.session.generation, Missed::Nothing);
-        }
-        let missing = (look.unsettled as usize).saturating_sub(self.held.count_to(look.delivered));
-        // Where replicas share the work, others always hold some. What was lost on its way to
-        // this one has been delivered again by then.
-        let is_shared = self.made.group.is_none();
-        let is_own = is_shared || (look.pinned.is_some() && look.pinned == self.session.pin);
-        if !is_own {
-            self.stand_down();
-        }
-        for found in unreadable {
-            self.take_unreadable(found);
-        }
-        self.held.certain();
-        self.session.had_missing |= missing > 0;
-        let is_over = is_shared && (self.sessions == 1 || self.gate.closed_for() > self.made.ack_wait + LOOK_AGAIN);
-        if !is_own {
-            self.gate.missing_are(0, look.delivered);
-        } else if missing == 0 && !is_shared && self.session.had_missing && !self.session.asked_anew && !self.gate.is_open() {
-            // Somebody else may have settled a part of what is here. What comes back is not settled.
-            if self.gate.closed_for() >= HANDED_OVER {
-                self.session.asked_anew = true;
-                self.gate.clear();
-                tokio::spawn(self.held.clone().give_back_unbegun());
-                self.session.again = true;
-            }
-        } else if missing == 0 || is_over {
-            self.ready.extend(self.gate.open());
-        } else {
-            self.gate.missing_are(missing, look.delivered);
-        }
-        // Standing by, it has to know nothing in a hurry: its turn begins with a message.
-        self.look_at = Instant::now() + if self.gate.is_open() || !is_own { LOOK } else { LOOK_CLOSED };
-    }
-
-    /// Says, once, what has changed about the consumer.
-    fn report(&mut self, look: &Look) {
-        let (stream, consumer) = (self.stream.name.as_str(), self.stream.consumer.as_str());
-        if look.paused != std::mem::replace(&mut self.said.paused, look.paused) {
-            match look.paused {
-                true => warn!(stream, consumer, "the consumer is paused: nothing is relayed until it is resumed (nats consumer resume)"),
-                false => info!(stream, consumer, "the consumer is resumed"),
-            }
-        }
-        if self.made.group.is_none() {
-            return;
-        }
-        let active = match &look.pinned {
-            Some(pinned) => Some(self.session.pin.as_ref() == Some(pinned)),
-            None => self.said.active.filter(|_| self.session.pin.is_some()),
-        };
-        self.metrics.active.set(i64::from(active == Some(true)));
-        if active != self.said.active {
-            match active {
-                Some(true) => info!(stream, consumer, "this replica is the one that works"),
-                Some(false) => info!(stream, consumer, "standing by: another replica works"),
-                None => {}
-            }
-            self.said.active = active;
-        }
-    }
-
     /// A message that can not arrive goes on at once, to fail.
     fn take_unreadable(&mut self, found: Unreadable) {
         let Unreadable { sequence, subject, payload, why, stored_ns } = found;
@@ -629,30 +345,5 @@ impl Pull {
         self.link.replace(client);
         self.begin().await;
         Some(())
-    }
-}
-
-impl Session {
-    async fn begin(link: &Link) -> anyhow::Result<Self> {
-        let generation = link.connected().await;
-        let (_, client) = link.client().await;
-        let inbox = client.new_inbox();
-        let subscriber = client.subscribe(format!("{inbox}.*")).await?;
-        Ok(Self {
-            generation,
-            inbox,
-            subscriber,
-            request: 0,
-            asked_at: None,
-            ask_after: Instant::now(),
-            outstanding: 0,
-            oversize: false,
-            pin: None,
-            next_delivery: None,
-            looked: false,
-            again: false,
-            had_missing: false,
-            asked_anew: false,
-        })
     }
 }

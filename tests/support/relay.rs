@@ -1,18 +1,27 @@
 //! The relay's real binary, with its log.
 
 use super::{eventually, signal, within};
-use std::io::{BufRead, BufReader, Read};
+use std::fs::File;
+use std::io::Read;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Mutex, MutexGuard};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_nats-webhook-relay");
 
 pub struct Relay {
-    process: Child,
-    log: Arc<Mutex<Vec<String>>>,
+    process: Mutex<Child>,
+    log: Mutex<Log>,
     _folder: TempDir,
+}
+
+/// What the relay has written. It is a file, so that it is there when its consequences are.
+struct Log {
+    file: File,
+    lines: Vec<String>,
+    /// A line that has not ended.
+    begun: Vec<u8>,
 }
 
 /// The binary with only the given environment, in an empty folder.
@@ -55,11 +64,10 @@ impl Relay {
         ];
         all.extend_from_slice(variables);
         let folder = TempDir::new().unwrap();
-        let mut process = command(&folder, &all).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let log = Arc::new(Mutex::new(Vec::new()));
-        let (stderr, lines) = (process.stderr.take().unwrap(), log.clone());
-        std::thread::spawn(move || read_lines(stderr, &lines));
-        Self { process, log, _folder: folder }
+        let path = folder.path().join("relay.log");
+        let process = command(&folder, &all).stdout(Stdio::null()).stderr(File::create(&path).unwrap()).spawn().unwrap();
+        let log = Log { file: File::open(&path).unwrap(), lines: Vec::new(), begun: Vec::new() };
+        Self { process: Mutex::new(process), log: Mutex::new(log), _folder: folder }
     }
 
     /// Starts the relay and waits until its subscription is active.
@@ -70,16 +78,16 @@ impl Relay {
     }
 
     pub fn pid(&self) -> u32 {
-        self.process.id()
+        self.process.lock().unwrap().id()
     }
 
     pub fn log(&self) -> Vec<String> {
-        self.log.lock().unwrap().clone()
+        self.read().lines.clone()
     }
 
     /// The log lines that contain `text`.
     pub fn lines(&self, text: &str) -> Vec<String> {
-        self.log.lock().unwrap().iter().filter(|line| line.contains(text)).cloned().collect()
+        self.read().lines.iter().filter(|line| line.contains(text)).cloned().collect()
     }
 
     /// Waits for a log line that contains `text`, and returns the first.
@@ -90,8 +98,7 @@ impl Relay {
     /// Waits for `times` log lines that contain `text`.
     pub async fn logged_times(&self, text: &str, times: usize) -> Vec<String> {
         eventually(&format!("{times} log lines with {text}"), || {
-            // The reader of the log ends with the process.
-            let ended = Arc::strong_count(&self.log) == 1;
+            let ended = !self.is_running();
             let found = self.lines(text).len() >= times;
             assert!(found || !ended, "the relay has ended without {times} log lines with {text}");
             found
@@ -106,21 +113,10 @@ impl Relay {
         self.exit().await
     }
 
-    /// Waits for the exit and the end of the log.
+    /// Waits for the exit.
     pub async fn exit(&mut self) -> ExitStatus {
-        let process = &mut self.process;
-        let waited = async {
-            loop {
-                if let Some(status) = process.try_wait().unwrap() {
-                    return status;
-                }
-                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-            }
-        };
-        let status = within("the relay exits", waited).await;
-        let log = self.log.clone();
-        eventually("the log is complete", || Arc::strong_count(&log) == 2).await;
-        status
+        eventually("the relay exits", || !self.is_running()).await;
+        self.process.lock().unwrap().wait().unwrap()
     }
 
     /// Asks the relay's own HTTP server (set `HTTP_LISTEN`) for status and body of `path`.
@@ -167,8 +163,24 @@ impl Relay {
         within(&format!("/readyz answers {status}"), answered).await;
     }
 
-    pub fn is_running(&mut self) -> bool {
-        self.process.try_wait().unwrap().is_none()
+    pub fn is_running(&self) -> bool {
+        self.process.lock().unwrap().try_wait().unwrap().is_none()
+    }
+
+    fn read(&self) -> MutexGuard<'_, Log> {
+        let mut log = self.log.lock().unwrap();
+        let mut new = Vec::new();
+        log.file.read_to_end(&mut new).unwrap();
+        for byte in new {
+            match byte {
+                b'\n' => {
+                    let line = std::mem::take(&mut log.begun);
+                    log.lines.push(String::from_utf8_lossy(&line).into_owned());
+                }
+                byte => log.begun.push(byte),
+            }
+        }
+        log
     }
 
     /// Resident memory in KiB: now, or at its highest.
@@ -181,8 +193,10 @@ impl Relay {
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        let mut process = self.process.lock().unwrap();
+        let _ = process.kill();
+        let _ = process.wait();
+        drop(process);
         if std::thread::panicking() {
             eprintln!("--- log of the relay ---\n{}", self.log().join("\n"));
         }
@@ -193,10 +207,4 @@ impl Drop for Relay {
 pub fn field<'a>(line: &'a str, name: &str) -> &'a str {
     let value = line.split(&format!("\"{name}\":")).nth(1).unwrap_or_else(|| panic!("{name} is missing in {line}"));
     value.trim_start_matches('"').split(['"', ',', '}']).next().unwrap()
-}
-
-fn read_lines(stderr: impl Read, lines: &Arc<Mutex<Vec<String>>>) {
-    for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-        lines.lock().unwrap().push(line);
-    }
 }
