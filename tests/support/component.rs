@@ -79,8 +79,7 @@ impl Component {
 
     /// The component in binary form.
     pub fn binary(&self) -> Vec<u8> {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("wit");
-        let mut plugin = std::fs::read_to_string(folder.join("plugin.wit")).unwrap();
+        let mut plugin = include_str!("../../wit/plugin.wit").to_owned();
         for (from, to) in &self.wit {
             assert!(plugin.contains(from.as_str()), "{from} is not in plugin.wit");
             plugin = plugin.replace(from, to);
@@ -96,7 +95,7 @@ impl Component {
         let exports: String = self.hooks.iter().map(|(hook, _)| format!("export {};\n", interface(hook))).collect();
         let world = format!("package test:plugin;\nworld plugin {{ {imports} {} {exports} }}\n{WASI}\n{}", self.world, self.packages);
         let mut resolve = Resolve::default();
-        resolve.push_str("store.wit", &std::fs::read_to_string(folder.join("deps/wasi-config/store.wit")).unwrap()).unwrap();
+        resolve.push_str("store.wit", include_str!("../../wit/deps/wasi-config/store.wit")).unwrap();
         resolve.push_str("plugin.wit", &plugin).unwrap();
         let test = resolve.push_str("test.wit", &world).unwrap_or_else(|error| panic!("{error:?}\n{world}"));
         let world = resolve.select_world(&[test], Some("plugin")).unwrap();
