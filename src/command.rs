@@ -72,7 +72,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if matches.subcommand_name() == Some("check") => {
-            eprintln!("nats-webhook-relay: {error:#}");
+            eprintln!("nats-webhook-relay: {}", log::shown(&format!("{error:#}")));
             ExitCode::FAILURE
         }
         Err(error) => {

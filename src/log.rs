@@ -70,14 +70,24 @@ fn escaped() -> impl for<'writer> FormatFields<'writer> {
 
 /// `text` with its control characters escaped.
 fn printable(text: &str) -> String {
-    let mut printable = String::with_capacity(text.len());
+    escape(text, char::is_control)
+}
+
+/// What plugins, servers or messages have a part in, for a person: lines are kept, and nothing in it steers the terminal.
+#[must_use]
+pub fn shown(text: &str) -> String {
+    escape(text, |character| character.is_control() && !['\n', '\t'].contains(&character))
+}
+
+fn escape(text: &str, which: impl Fn(char) -> bool) -> String {
+    let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
-        match character.is_control() {
-            true => printable.extend(character.escape_default()),
-            false => printable.push(character),
+        match which(character) {
+            true => escaped.extend(character.escape_default()),
+            false => escaped.push(character),
         }
     }
-    printable
+    escaped
 }
 
 /// One line an event, made to be read.

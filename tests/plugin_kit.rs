@@ -98,6 +98,24 @@ fn check_tells_of_hooks_that_are_not_called() {
     assert!(status.success() && (out + &error).contains("later-hook@1.7.0"), "{error}");
 }
 
+/// A plugin is tried before it is trusted.
+#[test]
+fn no_plugin_steers_the_terminal_of_who_tries_it() {
+    let begun = Component::with(BODY, &text("x")).field(r#"(func $begin (@name "\1b[2J") unreachable) (start $begin)"#);
+    let works = Component::with(BODY, &format!("{} {}", say("say\x1b[2J"), text("body\t\x1b[2J")));
+    let folder = Folder::with(&[("begun", &begun), ("refuses", &Component::with(BODY, &reject("no\x1b[2J"))), ("works", &works)]);
+    for (command, name, expected) in [
+        ("check", "begun", ["!\\u{1b}[2J"].as_slice()),
+        ("run", "begun", &["!\\u{1b}[2J"]),
+        ("run", "refuses", &["rejected: no\\u{1b}[2J\n"]),
+        ("run", "works", &["stdout: say\\u{1b}[2J\n", "  body\t\\u{1b}[2J\n"]),
+    ] {
+        let (_, out, error) = plugin(&[command, path(&folder.path().join(format!("{name}.wasm")))], &[], b"");
+        let all = out + &error;
+        assert!(!all.contains('\x1b') && expected.iter().all(|expected| all.contains(expected)), "{command} {name}: {all}");
+    }
+}
+
 // ---- run ---------------------------------------------------------------------------------
 
 /// A plugin with all hooks that shows what it is given.

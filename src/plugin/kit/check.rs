@@ -1,6 +1,7 @@
 //! `plugin check`: what a component is, and whether the relay would take it.
 
 use crate::config::{Cache, Plugins};
+use crate::log::shown;
 use crate::plugin::guest::{Guest, Setup};
 use crate::plugin::output::Hide;
 use crate::plugin::{files, host::Host};
@@ -25,7 +26,7 @@ pub async fn check(config: Plugins) -> anyhow::Result<ExitCode> {
                 println!("{}", file.path.display());
                 println!("  name      {} (configured by PLUGIN_{}_<KEY>)", guest.name, files::folded(&guest.name));
                 println!("  hooks     {}", guest.hook_names());
-                println!("  imports   {}", if imports.is_empty() { "nothing".to_owned() } else { imports.join("\n            ") });
+                println!("  imports   {}", if imports.is_empty() { "nothing".to_owned() } else { shown(&imports.join("\n            ")) });
                 println!("  size      {}", ByteSize::b(file.bytes).display().iec());
                 println!("  compiled  and instantiated in {} ms", began.elapsed().as_millis());
                 println!("  memory    {} when instantiated", ByteSize::b(guest.idle_memory()).display().iec());
@@ -36,7 +37,7 @@ pub async fn check(config: Plugins) -> anyhow::Result<ExitCode> {
                 );
             }
             Err(error) => {
-                eprintln!("{}: can not be used: {error:#}", file.path.display());
+                eprintln!("{}: can not be used: {}", file.path.display(), shown(&format!("{error:#}")));
                 code = ExitCode::FAILURE;
             }
         }

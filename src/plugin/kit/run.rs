@@ -2,6 +2,7 @@
 
 use crate::config::Plugins;
 use crate::environment::Environment;
+use crate::log::shown;
 use crate::message::{Id, Message, Outbound};
 use crate::metrics::Metrics;
 use crate::plugin::host::Host;
@@ -101,7 +102,7 @@ pub async fn run(config: Plugins, environment: &Environment, matches: &ArgMatche
     });
     let output = std::mem::take(&mut *output.lock().unwrap_or_else(PoisonError::into_inner));
     let report = Report { result, output, calls };
-    let text = if matches.get_flag("json") { format!("{:#}\n", report.json()) } else { report.text() };
+    let text = if matches.get_flag("json") { format!("{:#}\n", report.json()) } else { shown(&report.text()) };
     // Whoever reads it may have seen enough, as `head` has.
     let _ = std::io::stdout().write_all(text.as_bytes());
     Ok(match report.result {
