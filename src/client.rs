@@ -90,12 +90,15 @@ pub(crate) fn explain(error: &reqwest::Error, destination: &Destination, proxy: 
     let causes: Vec<&(dyn Error + 'static)> = std::iter::successors(error.source(), |cause| (*cause).source()).collect();
     let texts: Vec<_> = causes.iter().map(ToString::to_string).collect();
     let detail = texts.last().map_or_else(|| "unknown error".to_owned(), |text| text.escape_debug().to_string());
+    // TLS to the proxy, which is all there is of it for a plain call, or what a tunnel goes through.
+    let of_proxy = destination.url().scheme() == "http" || texts.iter().any(|text| text.starts_with("tunnel error"));
+    let peer = proxy.filter(|_| of_proxy).map_or_else(|| authority.clone(), |proxy| format!("the proxy {proxy}"));
     // Over HTTP/2 only the text of an alert is left.
     if let Some(alert) = texts.iter().find_map(|text| text.strip_prefix("received fatal alert: ")) {
-        return explain_alert(alert, &authority);
+        return explain_alert(alert, &peer);
     }
     if let Some(error) = causes.iter().find_map(|cause| tls_error(*cause)) {
-        return explain_tls(error, &authority);
+        return explain_tls(error, &peer);
     }
     if !error.is_connect() {
         return format!("no usable answer from {authority}: {detail}");
@@ -117,33 +120,33 @@ fn tls_error<'a>(cause: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> 
     cause.downcast_ref().or_else(|| tls_error(cause.downcast_ref::<io::Error>()?.get_ref()?))
 }
 
-fn explain_tls(error: &rustls::Error, authority: &str) -> String {
+fn explain_tls(error: &rustls::Error, peer: &str) -> String {
     match error {
         rustls::Error::InvalidCertificate(error) => match error {
             // The latter where an authority that is trusted has the same name.
             CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-                format!("the certificate of {authority} is of an authority that is not trusted; if it should be, set WEBHOOK_CA")
+                format!("the certificate of {peer} is of an authority that is not trusted; if it should be, set WEBHOOK_CA")
             }
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                format!("the certificate of {authority} is for another host")
+                format!("the certificate of {peer} is for another host")
             }
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => format!("the certificate of {authority} has expired"),
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => format!("the certificate of {peer} has expired"),
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                format!("the certificate of {authority} is not valid yet; is the clock right?")
+                format!("the certificate of {peer} is not valid yet; is the clock right?")
             }
-            other => format!("the certificate of {authority} can not be accepted: {}", other.to_string().escape_debug()),
+            other => format!("the certificate of {peer} can not be accepted: {}", other.to_string().escape_debug()),
         },
         rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
-            format!("{authority} does not speak TLS: is it http:// rather than https://?")
+            format!("{peer} does not speak TLS: is it http:// rather than https://?")
         }
-        other => format!("no TLS connection to {authority}: {}", other.to_string().escape_debug()),
+        other => format!("no TLS connection to {peer}: {}", other.to_string().escape_debug()),
     }
 }
 
 /// What an endpoint says when it ends a connection (RFC 8446, section 6.2).
-fn explain_alert(alert: &str, authority: &str) -> String {
+fn explain_alert(alert: &str, peer: &str) -> String {
     match alert {
-        "CertificateRequired" => format!("{authority} asks for a client certificate: set WEBHOOK_CERT and WEBHOOK_KEY"),
+        "CertificateRequired" => format!("{peer} asks for a client certificate: set WEBHOOK_CERT and WEBHOOK_KEY"),
         "BadCertificate"
         | "UnsupportedCertificate"
         | "CertificateRevoked"
@@ -151,7 +154,7 @@ fn explain_alert(alert: &str, authority: &str) -> String {
         | "CertificateUnknown"
         | "UnknownCA"
         | "AccessDenied"
-        | "DecryptError" => format!("{authority} does not accept the client certificate (WEBHOOK_CERT): {alert}"),
-        other => format!("{authority} has ended the TLS connection: {}", other.escape_debug()),
+        | "DecryptError" => format!("{peer} does not accept the client certificate (WEBHOOK_CERT): {alert}"),
+        other => format!("{peer} has ended the TLS connection: {}", other.escape_debug()),
     }
 }

@@ -4,13 +4,15 @@
 mod support;
 
 use axum::http::Version;
+use axum::serve::Listener;
 use std::sync::{Arc, Mutex};
 use support::authority::{Authority, TlsListener};
 use support::endpoint::{Endpoint, Reply};
 use support::relay::run;
 use support::setup::{Setup, header};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::rustls::ServerConfig;
 
 /// A name that only the proxy knows.
 const NAME: &str = "frontend.example";
@@ -30,12 +32,21 @@ impl Tunnels {
     /// To `port`, where there is one, for those who log in.
     async fn to(port: Option<u16>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let own = listener.local_addr().unwrap().port();
+        Self::on(listener.local_addr().unwrap().port(), listener, port)
+    }
+
+    /// As [`Self::to`], of a proxy that is itself called over TLS.
+    async fn secure(config: ServerConfig, port: u16) -> Self {
+        let listener = TlsListener::bind(config).await;
+        Self::on(listener.port, listener, Some(port))
+    }
+
+    fn on(own: u16, mut listener: impl Listener, port: Option<u16>) -> Self {
         let heads = Arc::new(Mutex::new(Vec::new()));
         let seen = heads.clone();
         tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                let seen = seen.clone();
+            loop {
+                let ((client, _), seen) = (listener.accept().await, seen.clone());
                 tokio::spawn(async move { tunnel(client, port, &seen).await });
             }
         });
@@ -47,7 +58,7 @@ impl Tunnels {
     }
 }
 
-async fn tunnel(client: TcpStream, port: Option<u16>, heads: &Mutex<Vec<String>>) -> std::io::Result<()> {
+async fn tunnel(client: impl AsyncRead + AsyncWrite + Unpin, port: Option<u16>, heads: &Mutex<Vec<String>>) -> std::io::Result<()> {
     let mut client = BufReader::new(client);
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {
@@ -162,6 +173,69 @@ async fn a_proxy_that_is_not_there_or_does_not_connect_is_named_without_its_pass
         setup.end().await;
         assert_no_secret(&setup, Some(&message));
     }
+}
+
+/// What a proxy on this machine is called.
+const HERE: [&str; 1] = ["127.0.0.1"];
+
+#[tokio::test]
+async fn a_proxy_may_itself_be_called_over_tls() {
+    let authority = Authority::new();
+    let listener = TlsListener::bind(authority.server(&[NAME], &["h2", "http/1.1"])).await;
+    let endpoint = Endpoint::tls(listener, |_| Reply::ok());
+    let tunnels = Tunnels::secure(authority.server(&HERE, &["h2", "http/1.1"]), endpoint.port).await;
+    for (alpn, version) in [(&["h2", "http/1.1"][..], Version::HTTP_2), (&[], Version::HTTP_11)] {
+        let proxy = Endpoint::tls(TlsListener::bind(authority.server(&HERE, alpn)).await, |_| Reply::ok());
+        let urls = [proxy.port, tunnels.port].map(|port| format!("https://{LOGIN}@127.0.0.1:{port}"));
+        let destinations = format!("http://{NAME}/hook?secret=s3cret https://{NAME}:8443/hook?secret=s3cret");
+        let variables = [("http_proxy", &*urls[0]), ("https_proxy", &urls[1]), ("WEBHOOK_CA", &authority.path()), ("RUST_LOG", "trace")];
+        let mut setup = Setup::start(&destinations, &variables).await;
+        setup.publish("cms.cache.a", "x").await;
+        setup.relayed().await;
+        setup.end().await;
+        let [call] = &proxy.calls()[..] else { panic!("called more or less than once") };
+        assert_eq!((call.version, call.header("proxy-authorization"), &call.body[..]), (version, BASIC, &b"x"[..]));
+        assert_no_secret(&setup, None);
+    }
+    assert!(endpoint.calls().iter().all(|call| call.version == Version::HTTP_2 && call.headers.get("proxy-authorization").is_none()));
+    assert_eq!((endpoint.count(), tunnels.heads().len()), (2, 2));
+    assert!(tunnels.heads().iter().all(|head| head.starts_with(&format!("CONNECT {NAME}:8443 HTTP/1.1\r\n")) && !head.contains("s3cret")));
+}
+
+#[tokio::test]
+async fn whose_tls_it_is_that_fails_is_told_the_proxys_or_the_destinations() {
+    const UNTRUSTED: &str = "is of an authority that is not trusted; if it should be, set WEBHOOK_CA";
+    let (authority, other) = (Authority::new(), Authority::new());
+    let unknown = Endpoint::tls(TlsListener::bind(other.server(&[NAME], &[])).await, |_| Reply::ok());
+    let plain = Endpoint::ok().await;
+    let listener = async |config| TlsListener::bind(config).await;
+    let untrusted = listener(other.server(&HERE, &[])).await;
+    let for_clients = listener(authority.server_for_clients(&HERE, &[])).await;
+    let trusted = Tunnels::secure(authority.server(&HERE, &[]), unknown.port).await;
+    let both = ["http", "https"];
+    for (port, schemes, expected) in [
+        (untrusted.port, &both[..], format!("the certificate of the proxy 127.0.0.1:{} {UNTRUSTED}", untrusted.port)),
+        (plain.port, &both, format!("the proxy 127.0.0.1:{} does not speak TLS: is it http:// rather than https://?", plain.port)),
+        (
+            for_clients.port,
+            &both,
+            format!("the proxy 127.0.0.1:{} asks for a client certificate: set WEBHOOK_CERT and WEBHOOK_KEY", for_clients.port),
+        ),
+        (trusted.port, &both[1..], format!("the certificate of {NAME}:8443 {UNTRUSTED}")),
+    ] {
+        for scheme in schemes {
+            let url = format!("https://{LOGIN}@127.0.0.1:{port}");
+            let variables = [("ALL_PROXY", &*url), ("WEBHOOK_CA", &authority.path()), ("WEBHOOK_MAX_ATTEMPTS", "1"), ("RUST_LOG", "trace")];
+            let mut setup = Setup::start(&format!("{scheme}://{NAME}:8443/?secret=s3cret"), &variables).await;
+            setup.publish("cms.cache.a", "").await;
+            let message = setup.failed().await;
+            assert_eq!(header(&message, "Relay-Destination-Error"), expected, "{scheme}");
+            setup.end().await;
+            assert_eq!(setup.relay.lines("\"message\":\"not relayed\"").len(), 1);
+            assert_no_secret(&setup, Some(&message));
+        }
+    }
+    assert_eq!((plain.count(), unknown.count()), (0, 0));
 }
 
 #[test]
