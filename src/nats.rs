@@ -10,7 +10,7 @@ use crate::link::{Link, REMIND};
 use crate::metrics::Metrics;
 use anyhow::{anyhow, bail};
 use async_nats::{AuthError, Client, ClientError, ConnectOptions, Event, Server};
-use failure::{Failure, has_expired, shown};
+use failure::{Failure, has_expired, in_words, shown};
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{error, warn};
@@ -98,7 +98,10 @@ async fn connect_once(config: &config::Nats, link: &Link) -> Result<Client, Fail
             std::future::ready(())
         })
         .reconnect_to_server_callback(move |servers, _| {
-            let reason = |server: &Server| Some(format!("{}:{}: {}", server.addr.host(), server.addr.port(), server.last_error.as_ref()?));
+            let reason = |server: &Server| {
+                let error = in_words(server.last_error.as_ref()?);
+                Some(format!("{}:{}: {error}", server.addr.host(), server.addr.port()))
+            };
             // One that has none was not tried since it was connected to.
             let reasons = servers.iter().map(reason).collect::<Option<Vec<_>>>();
             if let Some(reasons) = reasons {

@@ -8,7 +8,9 @@ use async_nats::{Client, ConnectOptions};
 use futures_util::StreamExt;
 use nkeys::KeyPair;
 use serde_json::json;
+use std::time::Duration;
 use support::authority::Authority;
+use support::cluster::Cluster;
 use support::endpoint::{Endpoint, Reply};
 use support::nats::NatsServer;
 use support::operator::{Operator, User};
@@ -243,6 +245,53 @@ async fn a_renewed_authority_is_read_at_the_next_connection() {
     std::fs::copy(new.path(), &ca).unwrap();
     relay.logged("reconnected to NATS").await;
     relay.readyz(200).await;
+}
+
+#[tokio::test]
+async fn a_server_that_a_cluster_tells_of_takes_over_with_tls() {
+    let authority = Authority::new();
+    let config = authority.issue("server", &["localhost", "127.0.0.1"]).tls("");
+    let mut cluster = Cluster::telling(&[config.clone(), config.clone(), config]).await;
+    let (ports, ca) = (cluster.ports(), authority.path());
+    let options = ConnectOptions::new().add_root_certificates(ca.clone().into());
+    let observer = client(options, &format!("tls://127.0.0.1:{}", ports[2])).await;
+    let mut relayed = subscribe(&observer, "relayed.cache.>").await;
+    let endpoint = Endpoint::ok().await;
+    let mut relay = Relay::start(&format!("tls://localhost:{}", ports[0]), &endpoint.url(), &[("NATS_CA", &ca)]).await;
+    cluster.nodes()[0].kill();
+    relay.logged("reconnected to NATS").await;
+    // The others have to hear of the subscription.
+    let passes = async {
+        loop {
+            observer.publish("cms.cache.a", "1".into()).await.unwrap();
+            if let Ok(message) = tokio::time::timeout(Duration::from_millis(200), relayed.next()).await {
+                return message.unwrap();
+            }
+        }
+    };
+    assert_eq!(within("the relayed message", passes).await.subject.as_str(), "relayed.cache.a");
+    assert!(relay.stop().await.success());
+}
+
+#[tokio::test]
+async fn a_server_that_a_cluster_tells_of_is_refused_without_tls_or_the_right_certificate() {
+    let authority = Authority::new();
+    let config = authority.issue("server", &["localhost"]).tls("");
+    let ca = authority.path();
+    for (other, expected) in
+        [(config.clone(), "invalid peer certificate: certificate not valid for name"), (String::new(), "does not speak TLS")]
+    {
+        let mut cluster = Cluster::telling(&[config.clone(), other]).await;
+        let [known, told] = cluster.ports()[..] else { panic!("two nodes") };
+        let host = format!("tls://localhost:{known}");
+        let mut relay = Relay::start(&host, "http://127.0.0.1:9/", &[("NATS_CA", &ca)]).await;
+        cluster.nodes()[0].kill();
+        let line = relay.logged("cannot reconnect to NATS yet").await;
+        assert!(line.contains(&format!("127.0.0.1:{told}: {expected}")), "{line}");
+        cluster.nodes()[0].restart().await;
+        relay.logged("reconnected to NATS").await;
+        assert!(relay.stop().await.success());
+    }
 }
 
 // Web sockets

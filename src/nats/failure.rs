@@ -70,6 +70,15 @@ pub fn shown(config: &Nats) -> String {
     servers.collect::<Vec<_>>().join(", ")
 }
 
+/// The client's text for why it could not connect again, which is all that it tells of that.
+#[must_use]
+pub fn in_words(text: &str) -> &str {
+    match text.trim_start_matches("IO error: ") {
+        corrupt if corrupt.starts_with("received corrupt message of type InvalidContentType") => "does not speak TLS",
+        text => text,
+    }
+}
+
 /// `at`, the end of a login, for people.
 #[must_use]
 pub fn has_expired(config: &Nats) -> Option<String> {

@@ -11,6 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use futures_util::{StreamExt, TryStreamExt};
 use serde_json::{Value, json};
 use std::future::Future;
+use std::io::{BufRead, BufReader};
 use std::process::Child;
 use std::time::{Duration, SystemTime};
 use tempfile::TempDir;
@@ -23,15 +24,30 @@ pub struct Cluster {
 impl Cluster {
     /// Starts this many nodes and waits until JetStream answers, which in a cluster takes a leader.
     pub async fn start(size: usize) -> Self {
-        let kept: Vec<_> = (0..size).map(|_| (Kept::port(), Kept::port())).collect();
+        // Without advertising, a client knows no way around a proxy.
+        let cluster = Self::with(&vec!["jetstream { max_file_store: 4GB }".to_owned(); size], "no_advertise: true").await;
+        let client = cluster.client().await;
+        until("JetStream answers", || ask(&client, "INFO", json!({}))).await;
+        cluster
+    }
+
+    /// Starts a node with each of these configurations. They tell clients of each other.
+    pub async fn telling(configs: &[String]) -> Self {
+        let cluster = Self::with(configs, "no_advertise: false").await;
+        for node in &cluster.nodes {
+            eventually("the nodes know each other", || node.greeting().matches("127.0.0.1:").count() == configs.len()).await;
+        }
+        cluster
+    }
+
+    async fn with(configs: &[String], advertise: &str) -> Self {
+        let kept: Vec<_> = configs.iter().map(|_| (Kept::port(), Kept::port())).collect();
         let routes: Vec<_> = kept.iter().map(|(_, route)| format!("nats://127.0.0.1:{}", route.number)).collect();
         let mut nodes = Vec::new();
-        for (number, (port, route)) in kept.into_iter().enumerate() {
-            let mut config = format!("server_name: n{number}\njetstream {{ max_file_store: 4GB }}\n");
-            if size > 1 {
-                // Without advertising, a client knows no way around a proxy.
-                config +=
-                    &format!("cluster {{ name: test, listen: \"127.0.0.1:{}\", no_advertise: true, routes: {routes:?} }}\n", route.number);
+        for (number, ((port, route), config)) in kept.into_iter().zip(configs).enumerate() {
+            let mut config = format!("server_name: n{number}\n{config}\n");
+            if configs.len() > 1 {
+                config += &format!("cluster {{ name: test, listen: \"127.0.0.1:{}\", {advertise}, routes: {routes:?} }}\n", route.number);
             }
             nodes.push(Node::start(port, route, &config));
         }
@@ -39,8 +55,6 @@ impl Cluster {
         for node in &cluster.nodes {
             node.listens().await;
         }
-        let client = cluster.client().await;
-        until("JetStream answers", || ask(&client, "INFO", json!({}))).await;
         cluster
     }
 
@@ -134,6 +148,14 @@ impl Node {
         assert!(self.process.try_wait().unwrap().is_some(), "the server runs");
         self.process = nats::spawn(self.folder.path(), i32::from(self.port.number));
         self.listens().await;
+    }
+
+    /// What the server says first, with the addresses of those that it tells of.
+    fn greeting(&self) -> String {
+        let mut line = String::new();
+        let stream = std::net::TcpStream::connect(("127.0.0.1", self.port.number)).unwrap();
+        BufReader::new(stream).read_line(&mut line).unwrap();
+        line.split("\"connect_urls\":").nth(1).unwrap_or_default().to_owned()
     }
 
     async fn listens(&self) {
