@@ -1,7 +1,7 @@
-//! Certificates and private keys in PEM files: whom to trust beside the system's authorities,
-//! and what to identify with.
+//! Certificates and private keys in PEM files: whom to trust, and what to identify with.
 //!
-//! They are read once, at start, where a mistake can be told in a line. No key can be printed.
+//! They are read at start, where a mistake can be told in a line; those for NATS only to see
+//! that they are good, because its client reads them again for each connection. No key can be printed.
 
 use async_nats::rustls::crypto::ring;
 use async_nats::rustls::pki_types::pem::{self, PemObject};
@@ -9,6 +9,7 @@ use async_nats::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use async_nats::rustls::sign::CertifiedKey;
 use async_nats::rustls::{Error, InconsistentKeys, RootCertStore};
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 /// What one side of a TLS connection brings along.
@@ -31,11 +32,13 @@ impl fmt::Debug for Certificates {
 ///
 /// # Errors
 /// Why they can not be used.
-pub fn authorities(path: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+pub fn authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let certificates = certificates(path)?;
     let mut store = RootCertStore::empty();
     for (index, certificate) in certificates.iter().enumerate() {
-        store.add(certificate.clone()).map_err(|error| format!("certificate {} in {path} can not be used: {error}", index + 1))?;
+        store
+            .add(certificate.clone())
+            .map_err(|error| format!("certificate {} in {} can not be used: {error}", index + 1, path.display()))?;
     }
     Ok(certificates)
 }
@@ -44,8 +47,9 @@ pub fn authorities(path: &str) -> Result<Vec<CertificateDer<'static>>, String> {
 ///
 /// # Errors
 /// Why they can not be used.
-pub fn certificates(path: &str) -> Result<Vec<CertificateDer<'static>>, String> {
-    let text = read(path)?;
+pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let text = std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    let path = path.display();
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
     match certificates {
         Err(_) => Err(format!("{path} is not PEM: a certificate in it is cut off or damaged")),
@@ -56,18 +60,18 @@ pub fn certificates(path: &str) -> Result<Vec<CertificateDer<'static>>, String> 
     }
 }
 
-/// The private key of a file.
+/// The private key of a file. Its path is in no error, for it could be a misplaced key.
 ///
 /// # Errors
 /// Why it can not be used.
-pub fn key(path: &str) -> Result<PrivateKeyDer<'static>, String> {
-    let text = read(path)?;
+pub fn key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
+    let text = std::fs::read(path).map_err(|error| format!("cannot read the file that it names: {error}"))?;
     PrivateKeyDer::from_pem_slice(&text).map_err(|error| match error {
         pem::Error::NoItemsFound if String::from_utf8_lossy(&text).contains("ENCRYPTED PRIVATE KEY") => {
-            format!("the private key in {path} is encrypted; expected one without a pass phrase")
+            "the private key is encrypted; expected one without a password".to_owned()
         }
-        pem::Error::NoItemsFound => format!("{path} has no private key; expected PEM, which begins with -----BEGIN PRIVATE KEY-----"),
-        _ => format!("{path} is not PEM: the private key in it is cut off or damaged"),
+        pem::Error::NoItemsFound => "the file has no private key; expected PEM, which begins with -----BEGIN PRIVATE KEY-----".to_owned(),
+        _ => "the file is not PEM: the private key in it is cut off or damaged".to_owned(),
     })
 }
 
@@ -85,14 +89,11 @@ pub fn identity(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>
     }
 }
 
-fn read(path: &str) -> Result<Vec<u8>, String> {
-    std::fs::read(path).map_err(|error| format!("cannot read {path}: {error}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::fs::write;
+    use std::path::PathBuf;
 
     struct Files(tempfile::TempDir);
 
@@ -101,10 +102,10 @@ mod tests {
             Self(tempfile::tempdir().unwrap())
         }
 
-        fn file(&self, text: impl AsRef<[u8]>) -> String {
+        fn file(&self, text: impl AsRef<[u8]>) -> PathBuf {
             let path = self.0.path().join(fastrand::u64(..).to_string());
             write(&path, text).unwrap();
-            path.to_str().unwrap().to_owned()
+            path
         }
     }
 
@@ -148,8 +149,9 @@ mod tests {
             let error = key(&files.file(&text)).unwrap_err();
             assert!(error.contains(expected) && !error.contains('\n'), "{error}");
         }
-        for error in [authorities("/none/here").unwrap_err(), key("/none/here").unwrap_err()] {
-            assert!(error.starts_with("cannot read /none/here: No such file"), "{error}");
+        let none = Path::new("/none/here");
+        for (error, file) in [(authorities(none).unwrap_err(), "/none/here"), (key(none).unwrap_err(), "the file that it names")] {
+            assert!(error.starts_with(&format!("cannot read {file}: No such file")), "{error}");
         }
         let der = |certified: &rcgen::CertifiedKey<rcgen::KeyPair>| PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
         let error = identity(vec![one.cert.der().clone()], der(&two)).unwrap_err();

@@ -24,7 +24,7 @@ use reqwest::StatusCode;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
@@ -752,9 +752,9 @@ impl Reader<'_> {
     }
 
     /// What `read` finds in the file that a variable names.
-    fn pem_file<T>(&mut self, name: &'static str, read: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+    fn pem_file<T>(&mut self, name: &'static str, read: impl Fn(&Path) -> Result<T, String>) -> Option<T> {
         let path = self.text(name)?;
-        read(&path).map_err(|error| self.mistakes.push(format!("{name}: {error}"))).ok()
+        read(Path::new(&path)).map_err(|error| self.mistakes.push(format!("{name}: {error}"))).ok()
     }
 
     fn webhook_headers(&mut self) -> HeaderMap {

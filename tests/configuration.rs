@@ -120,7 +120,7 @@ fn every_bad_value_is_reported_in_one_go_with_its_name_and_what_is_expected() {
         ("WEBHOOK_HEADERS", "x-ok=1,hunter2", "entry 2"),
         ("WEBHOOK_CA", "/none/ca.pem", "cannot read /none/ca.pem: No such file"),
         ("WEBHOOK_CERT", "/none/cert.pem", "cannot read /none/cert.pem: No such file"),
-        ("WEBHOOK_KEY", "/none/key.pem", "cannot read /none/key.pem: No such file"),
+        ("WEBHOOK_KEY", "/none/key.pem", "cannot read the file that it names: No such file"),
         ("MAX_IN_FLIGHT", "-1", "from 1 to 65536"),
         ("SHUTDOWN_GRACE", "soon", "30s"),
         ("PLUGINS", "/none/here.wasm", "/none/here.wasm: No such file"),

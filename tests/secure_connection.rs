@@ -131,7 +131,13 @@ async fn with_mutual_tls_the_certificate_is_the_login() {
     assert_refuses(&host, &all[..1], &[], 1, &["set NATS_CERT and NATS_KEY"]);
     assert_refuses(&host, &with(&other.certificate, &other.key), &[], 1, &["refused the login", "NATS_CERT"]);
     assert_refuses(&host, &with(&unknown.certificate, &unknown.key), &[], 1, &["refused the certificate", &unknown.certificate]);
-    assert_refuses(&host, &with(certificate, &other.key), &[], 64, &["NATS_KEY: is not the key of the certificate"]);
+    assert_refuses(
+        &host,
+        &with(certificate, &other.key),
+        &[],
+        64,
+        &["NATS_KEY: the private key is not that of the first certificate (NATS_CERT)"],
+    );
     assert_refuses(&host, &[all[0], all[1]], &[], 64, &["NATS_CERT: set without NATS_KEY"]);
     assert_refuses(&host, &[all[0], all[2]], &[], 64, &["NATS_KEY: set without NATS_CERT"]);
 }
@@ -211,16 +217,16 @@ async fn a_tls_file_that_is_none_is_told_at_once_with_its_variable() {
     let body = pasted.lines().nth(1).unwrap();
     for (variables, parts) in [
         (&[("NATS_CA", none)][..], &["NATS_CA: cannot read /none/here.pem: No such file"][..]),
-        (&[("NATS_CA", &text)], &["NATS_CA: ", &text, "holds no certificate"]),
+        (&[("NATS_CA", &text)], &["NATS_CA: ", &text, "has no certificate"]),
         (&[("NATS_CA", &broken)], &["NATS_CA: ", &broken, "certificate"]),
-        (&[("NATS_CA", &no_authority)], &["NATS_CA: ", "what is no certificate of an authority"]),
-        (&[("NATS_CA", &issued.key)], &["NATS_CA: ", "holds no certificate"]),
+        (&[("NATS_CA", &no_authority)], &["NATS_CA: ", "certificate 1 in "]),
+        (&[("NATS_CA", &issued.key)], &["NATS_CA: ", "has no certificate"]),
         (&[("NATS_CA", &pasted)], &["NATS_CA: expected the path of a PEM file, not its content"]),
         (&[("NATS_CERT", none), ("NATS_KEY", &issued.key)], &["NATS_CERT: cannot read /none/here.pem"]),
         (&[("NATS_CERT", &issued.certificate), ("NATS_KEY", none)], &["NATS_KEY: cannot read the file"]),
-        (&[("NATS_CERT", &issued.certificate), ("NATS_KEY", &locked)], &["NATS_KEY: ", "no private key", "password"]),
+        (&[("NATS_CERT", &issued.certificate), ("NATS_KEY", &locked)], &["NATS_KEY: ", "is encrypted", "password"]),
         (&[("NATS_CERT", &issued.certificate), ("NATS_KEY", &pasted)], &["NATS_KEY: expected the path"]),
-        (&[("NATS_CERT", &issued.key), ("NATS_KEY", &issued.key)], &["NATS_CERT: ", "holds no certificate"]),
+        (&[("NATS_CERT", &issued.key), ("NATS_KEY", &issued.key)], &["NATS_CERT: ", "has no certificate"]),
         (&[("NATS_TLS_FIRST", "yes")], &["NATS_TLS_FIRST: expected true or false, not \"yes\""]),
     ] {
         assert_refuses(host, variables, &[body], 64, parts);

@@ -130,7 +130,7 @@ fn files_that_can_not_be_used_are_mistakes_at_the_start() {
         (&[("WEBHOOK_CA", &key)], "has no certificate; expected PEM"),
         (&[("WEBHOOK_CERT", garbage), ("WEBHOOK_KEY", &key)], "WEBHOOK_CERT: "),
         (&[("WEBHOOK_CERT", &cert), ("WEBHOOK_KEY", &cert)], "has no private key; expected PEM"),
-        (&[("WEBHOOK_CERT", &cert), ("WEBHOOK_KEY", "/none/key.pem")], "WEBHOOK_KEY: cannot read /none/key.pem"),
+        (&[("WEBHOOK_CERT", &cert), ("WEBHOOK_KEY", "/none/key.pem")], "WEBHOOK_KEY: cannot read the file that it names: No such file"),
         (
             &[("WEBHOOK_CERT", &cert), ("WEBHOOK_KEY", &other)],
             "WEBHOOK_CERT and WEBHOOK_KEY: the private key is not that of the first certificate",

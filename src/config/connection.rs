@@ -4,12 +4,14 @@
 //! to log in that the variables have leaves the context's other ways aside.
 
 use super::{Nats, Reader, is_subject};
+use crate::certificates;
 use crate::context::{self, Context};
 use crate::nats::jwt::Claims;
 use crate::nats::login::{Login, Source, user_key};
-use crate::nats::tls::{self, Tls};
+use crate::nats::tls::Tls;
 use crate::secret::Secret;
 use async_nats::ServerAddr;
+use async_nats::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use percent_encoding::percent_decode_str;
 use reqwest::Url;
 use std::path::{Path, PathBuf};
@@ -251,9 +253,9 @@ impl Reader<'_> {
 
     fn tls(&mut self, urls: &[Url], context: Option<&Context>) -> Tls {
         let before = self.mistakes.len();
-        let ca = self.path("NATS_CA", context, "ca", tls::check_authorities);
-        let certificate = self.path("NATS_CERT", context, "cert", tls::check_certificate);
-        let key = self.path("NATS_KEY", context, "key", tls::check_key);
+        let ca = self.path("NATS_CA", context, "ca", certificates::authorities);
+        let certificate = self.path("NATS_CERT", context, "cert", certificates::certificates);
+        let key = self.path("NATS_KEY", context, "key", certificates::key);
         let are_readable = self.mistakes.len() == before;
         let is_first: bool = self.required("NATS_TLS_FIRST", "true or false", |text| text.parse().ok()).unwrap_or_default();
         let first_by = match self.environment.get("NATS_TLS_FIRST") {
@@ -275,16 +277,20 @@ impl Reader<'_> {
         }
         let required = asked.count() > 0 || urls.iter().any(|url| url.scheme() == "tls");
         let identity = if are_readable { self.identity(certificate, key) } else { None };
-        Tls { identity, ca: ca.map(|told| told.value), first: first_by.is_some(), required }
+        Tls { identity, ca: ca.map(|told| told.value.0), first: first_by.is_some(), required }
     }
 
-    fn identity(&mut self, certificate: Option<Told<PathBuf>>, key: Option<Told<PathBuf>>) -> Option<(PathBuf, PathBuf)> {
+    fn identity(
+        &mut self,
+        certificate: Option<Told<(PathBuf, Vec<CertificateDer<'static>>)>>,
+        key: Option<Told<(PathBuf, PrivateKeyDer<'static>)>>,
+    ) -> Option<(PathBuf, PathBuf)> {
         match (certificate, key) {
-            (Some(certificate), Some(key)) => {
-                if let Err(error) = tls::check_identity(&certificate.value, &key.value) {
-                    self.mistakes.push(format!("{}: {error} ({})", key.by, certificate.by));
+            (Some(Told { by, value: (certificate, chain) }), Some(Told { by: key_by, value: (key, private) })) => {
+                if let Err(error) = certificates::identity(chain, private) {
+                    self.mistakes.push(format!("{key_by}: {error} ({by})"));
                 }
-                Some((certificate.value, key.value))
+                Some((certificate, key))
             }
             (Some(certificate), None) => {
                 self.mistakes.push(format!("{}: set without NATS_KEY; set both or neither", certificate.by));
@@ -298,14 +304,14 @@ impl Reader<'_> {
         }
     }
 
-    /// The path of a variable, or else of a field, to a file that `check` finds good.
-    fn path(
+    /// The path of a variable, or else of a field, with what `read` finds in that file.
+    fn path<T>(
         &mut self,
         name: &'static str,
         context: Option<&Context>,
         field: &str,
-        check: impl Fn(&Path) -> Result<(), String>,
-    ) -> Option<Told<PathBuf>> {
+        read: impl Fn(&Path) -> Result<T, String>,
+    ) -> Option<Told<(PathBuf, T)>> {
         let environment = self.environment;
         let told = match self.text(name) {
             Some(text) if text.contains("-----") => {
@@ -324,8 +330,8 @@ impl Reader<'_> {
                 Told { by: format!("NATS_CONTEXT: {}", told.by), value: told.value }
             }
         };
-        match check(&told.value) {
-            Ok(()) => Some(told),
+        match read(&told.value) {
+            Ok(content) => Some(Told { by: told.by, value: (told.value, content) }),
             Err(error) => {
                 self.mistakes.push(format!("{}: {error}", told.by));
                 None
