@@ -7,9 +7,10 @@ mod support;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 use support::endpoint::{Call, Endpoint, Reply};
+use support::nats::NatsServer;
 use support::proxy::Proxy;
 use support::relay::{Relay, field};
-use support::stream::{CONSUMER, HTTP, JetStream, PATIENT, STREAM, complete_and_in_order, number, numbers, server, until_true};
+use support::stream::{CONSUMER, HTTP, JetStream, Load, PATIENT, STREAM, complete_and_in_order, number, numbers, server, until_true};
 use support::{eventually, signal};
 
 use serde_json::json;
@@ -112,8 +113,56 @@ async fn unsteady() -> Endpoint {
     Endpoint::start(move |_| Reply::ok().after(Duration::from_millis(random.lock().unwrap().u64(0..20)))).await
 }
 
+/// An endpoint where the first replica's calls hang.
+async fn first_hangs() -> Endpoint {
+    Endpoint::start(|call| match replica(call) {
+        "r0" => Reply::ok().after(Duration::from_secs(3600)),
+        _ => Reply::ok(),
+    })
+    .await
+}
+
 async fn relayed_numbers(stream: &JetStream) -> Vec<usize> {
     stream.messages("RELAYED").await.iter().map(|(_, payload)| number(payload)).collect()
+}
+
+/// Replicas and more and more messages, of which what is relayed is kept.
+struct UnderLoad {
+    nats: NatsServer,
+    stream: JetStream,
+    endpoint: Endpoint,
+    replicas: Replicas,
+    load: Load,
+    subjects: usize,
+}
+
+impl UnderLoad {
+    async fn start(count: usize, subjects: usize, variables: &[(&str, &str)]) -> Self {
+        let (nats, stream) = server().await;
+        stream.add("RELAYED", "relayed.cache.>", json!({})).await;
+        let endpoint = unsteady().await;
+        let replicas = Replicas::start(count, &nats.url(), &endpoint, variables).await;
+        let load = stream.load(subjects, Duration::from_millis(5));
+        Self { nats, stream, endpoint, replicas, load, subjects }
+    }
+
+    /// Waits for a hundred more calls.
+    async fn goes_on(&self) {
+        self.endpoint.received(self.endpoint.count() + 100).await;
+    }
+
+    /// Ends it when all is relayed, with nothing lost, stored twice, or out of order. Returns how many were called again.
+    async fn end(self) -> usize {
+        self.goes_on().await;
+        let messages = self.load.end().await;
+        self.stream.settled().await;
+        let repeated = complete_and_in_order(&numbers(&self.endpoint.calls()), messages, self.subjects);
+        println!("{repeated} of {messages} were called again");
+        assert_eq!(complete_and_in_order(&relayed_numbers(&self.stream).await, messages, self.subjects), 0, "stored twice");
+        self.replicas.active().await;
+        self.replicas.stop_all().await;
+        repeated
+    }
 }
 
 // One works
@@ -150,31 +199,20 @@ async fn one_of_three_works_and_two_stand_by() {
 
 #[tokio::test]
 async fn one_that_is_killed_is_replaced_within_seconds_and_nothing_is_lost_or_out_of_order() {
-    const SUBJECTS: usize = 20;
-    let (nats, stream) = server().await;
-    stream.add("RELAYED", "relayed.cache.>", json!({})).await;
-    let endpoint = unsteady().await;
-    let mut replicas = Replicas::start(3, &nats.url(), &endpoint, &[]).await;
-    let load = stream.load(SUBJECTS, Duration::from_millis(5));
+    let mut all = UnderLoad::start(3, 20, &[]).await;
     let (mut gone, mut times) = (Vec::new(), Vec::new());
     for _ in 0..4 {
-        endpoint.received(endpoint.count() + 100).await;
-        let active = replicas.active().await;
-        let killed = replicas.kill(&active);
+        all.goes_on().await;
+        let active = all.replicas.active().await;
+        let killed = all.replicas.kill(&active);
         gone.push(active.clone());
-        let took = taken_over(&endpoint, &active, &gone, killed).await;
+        let took = taken_over(&all.endpoint, &active, &gone, killed).await;
         assert!(took < Duration::from_secs(30), "{took:?}");
         times.push(took);
-        replicas.add().await;
+        all.replicas.add().await;
     }
     println!("taken over after kill -9 under load within {times:?}");
-    endpoint.received(endpoint.count() + 100).await;
-    let messages = load.end().await;
-    stream.settled().await;
-    let repeated = complete_and_in_order(&numbers(&endpoint.calls()), messages, SUBJECTS);
-    println!("{repeated} of {messages} were called again");
-    assert_eq!(complete_and_in_order(&relayed_numbers(&stream).await, messages, SUBJECTS), 0, "stored twice");
-    replicas.stop_all().await;
+    all.end().await;
 }
 
 #[tokio::test]
@@ -201,11 +239,7 @@ async fn one_that_is_killed_while_there_is_nothing_to_do_is_replaced_within_seco
 #[tokio::test]
 async fn one_that_is_killed_with_all_its_room_taken_is_replaced_within_seconds() {
     let (nats, stream) = server().await;
-    let endpoint = Endpoint::start(|call| match replica(call) {
-        "r0" => Reply::ok().after(Duration::from_secs(3600)),
-        _ => Reply::ok(),
-    })
-    .await;
+    let endpoint = first_hangs().await;
     let mut replicas = Replicas::start(1, &nats.url(), &endpoint, &[PATIENT, ("NATS_PENDING_MESSAGES", "20")]).await;
     stream.fill(0..100, 5, 0).await;
     replicas.relays["r0"].counted("messages_received_total", 20).await;
@@ -221,71 +255,47 @@ async fn one_that_is_killed_with_all_its_room_taken_is_replaced_within_seconds()
 
 #[tokio::test]
 async fn one_that_is_stopped_is_replaced_at_once_and_nothing_is_repeated() {
-    const SUBJECTS: usize = 20;
-    let (nats, stream) = server().await;
-    let endpoint = unsteady().await;
-    let mut replicas = Replicas::start(3, &nats.url(), &endpoint, &[]).await;
-    let load = stream.load(SUBJECTS, Duration::from_millis(5));
+    let mut all = UnderLoad::start(3, 20, &[]).await;
     let mut gone = Vec::new();
     for _ in 0..2 {
-        endpoint.received(endpoint.count() + 100).await;
-        let active = replicas.active().await;
+        all.goes_on().await;
+        let active = all.replicas.active().await;
         let told = Instant::now();
-        let relay = replicas.stop(&active).await;
+        let relay = all.replicas.stop(&active).await;
         let ended = told.elapsed();
         gone.push(active.clone());
-        let took = taken_over(&endpoint, &active, &gone, told).await;
+        let took = taken_over(&all.endpoint, &active, &gone, told).await;
         println!("taken over {took:?} after SIGTERM, whose process ended after {ended:?}");
         // One that is merely gone keeps its turn for more than two seconds.
         assert!(took < ended + Duration::from_millis(1500), "{took:?} after SIGTERM");
         assert!(relay.lines(ERROR).is_empty() && relay.lines("left in the stream").is_empty(), "{:?}", relay.log());
     }
-    endpoint.received(endpoint.count() + 100).await;
-    let messages = load.end().await;
-    stream.settled().await;
-    assert_eq!(complete_and_in_order(&numbers(&endpoint.calls()), messages, SUBJECTS), 0, "called again");
-    replicas.stop_all().await;
+    assert_eq!(all.end().await, 0, "called again");
 }
 
 #[tokio::test]
 async fn a_rolling_restart_under_load_loses_and_repeats_nothing() {
-    const SUBJECTS: usize = 30;
-    let (nats, stream) = server().await;
-    stream.add("RELAYED", "relayed.cache.>", json!({})).await;
-    let endpoint = unsteady().await;
-    let mut replicas = Replicas::start(3, &nats.url(), &endpoint, &[]).await;
-    let load = stream.load(SUBJECTS, Duration::from_millis(3));
+    let mut all = UnderLoad::start(3, 30, &[]).await;
     for name in ["r0", "r1", "r2"] {
-        endpoint.received(endpoint.count() + 100).await;
-        replicas.stop(name).await;
-        replicas.add().await;
+        all.goes_on().await;
+        all.replicas.stop(name).await;
+        all.replicas.add().await;
     }
     // Once more, beginning with the one that works.
     for _ in 0..3 {
-        endpoint.received(endpoint.count() + 100).await;
-        let active = replicas.active().await;
-        replicas.stop(&active).await;
-        replicas.add().await;
+        all.goes_on().await;
+        let active = all.replicas.active().await;
+        all.replicas.stop(&active).await;
+        all.replicas.add().await;
     }
-    endpoint.received(endpoint.count() + 100).await;
-    let messages = load.end().await;
-    stream.settled().await;
-    assert_eq!(complete_and_in_order(&numbers(&endpoint.calls()), messages, SUBJECTS), 0, "called again");
-    let relayed = stream.messages("RELAYED").await;
-    assert_eq!(relayed.len(), messages);
-    replicas.stop_all().await;
+    assert_eq!(all.end().await, 0, "called again");
 }
 
 #[tokio::test]
 async fn what_is_unfinished_at_the_end_of_the_grace_is_relayed_by_another_in_order() {
     for share in ["false", "true"] {
         let (nats, stream) = server().await;
-        // The first replica's calls hang.
-        let endpoint = Endpoint::start(|call| match replica(call) {
-            "r0" => Reply::ok().after(Duration::from_secs(3600)),
-            _ => Reply::ok(),
-        })
-        .await;
+        let endpoint = first_hangs().await;
         let variables = [PATIENT, ("SHUTDOWN_GRACE", "500ms"), ("NATS_REPLICAS_SHARE", share)];
         let mut replicas = Replicas::start(1, &nats.url(), &endpoint, &variables).await;
         stream.fill(0..30, 3, 0).await;
@@ -351,28 +361,19 @@ async fn one_that_is_cut_off_is_replaced_and_stands_by_when_it_is_back() {
 
 #[tokio::test]
 async fn one_that_stands_still_is_replaced_and_does_no_harm_when_it_goes_on() {
-    const SUBJECTS: usize = 10;
-    let (nats, stream) = server().await;
-    stream.add("RELAYED", "relayed.cache.>", json!({})).await;
-    let endpoint = unsteady().await;
-    let replicas = Replicas::start(2, &nats.url(), &endpoint, &[]).await;
-    let load = stream.load(SUBJECTS, Duration::from_millis(5));
-    endpoint.received(100).await;
-    let active = replicas.active().await;
+    let all = UnderLoad::start(2, 10, &[]).await;
+    all.goes_on().await;
+    let active = all.replicas.active().await;
+    let relay = &all.replicas.relays[&active];
     let stopped = Instant::now();
-    signal(replicas.relays[&active].pid(), "STOP");
-    let took = taken_over(&endpoint, &active, &[], stopped).await;
+    signal(relay.pid(), "STOP");
+    let took = taken_over(&all.endpoint, &active, &[], stopped).await;
     println!("taken over from one that stands still within {took:?}");
-    endpoint.received(endpoint.count() + 100).await;
-    signal(replicas.relays[&active].pid(), "CONT");
-    replicas.relays[&active].logged(STANDS_BY).await;
-    assert_ne!(replicas.active().await, active);
-    endpoint.received(endpoint.count() + 100).await;
-    let messages = load.end().await;
-    stream.settled().await;
-    complete_and_in_order(&numbers(&endpoint.calls()), messages, SUBJECTS);
-    assert_eq!(complete_and_in_order(&relayed_numbers(&stream).await, messages, SUBJECTS), 0, "stored twice");
-    replicas.stop_all().await;
+    all.goes_on().await;
+    signal(relay.pid(), "CONT");
+    relay.logged(STANDS_BY).await;
+    assert_ne!(all.replicas.active().await, active);
+    all.end().await;
 }
 
 #[tokio::test]
@@ -406,47 +407,25 @@ async fn one_that_has_lost_its_turn_gives_back_what_it_does_not_call_for() {
 
 #[tokio::test]
 async fn a_consumer_that_is_removed_under_three_replicas_loses_nothing_and_no_order() {
-    const SUBJECTS: usize = 10;
-    let (nats, stream) = server().await;
-    stream.add("RELAYED", "relayed.cache.>", json!({})).await;
-    let endpoint = unsteady().await;
-    let replicas = Replicas::start(3, &nats.url(), &endpoint, &[]).await;
-    let load = stream.load(SUBJECTS, Duration::from_millis(5));
+    let all = UnderLoad::start(3, 10, &[]).await;
     for _ in 0..2 {
-        endpoint.received(endpoint.count() + 100).await;
-        stream.remove_consumer().await;
+        all.goes_on().await;
+        all.stream.remove_consumer().await;
     }
-    endpoint.received(endpoint.count() + 200).await;
-    let messages = load.end().await;
-    stream.settled().await;
+    all.goes_on().await;
     // The new consumer may choose another one than the one that has messages in work.
-    let repeated = complete_and_in_order(&numbers(&endpoint.calls()), messages, SUBJECTS);
-    println!("{repeated} of {messages} were called again");
-    assert_eq!(complete_and_in_order(&relayed_numbers(&stream).await, messages, SUBJECTS), 0, "stored twice");
-    replicas.active().await;
-    replicas.stop_all().await;
+    all.end().await;
 }
 
 #[tokio::test]
 async fn a_server_that_is_killed_under_three_replicas_costs_nothing() {
-    const SUBJECTS: usize = 10;
-    let (mut nats, stream) = server().await;
-    stream.add("RELAYED", "relayed.cache.>", json!({})).await;
-    let endpoint = unsteady().await;
-    let replicas = Replicas::start(3, &nats.url(), &endpoint, &[]).await;
-    let load = stream.load(SUBJECTS, Duration::from_millis(5));
+    let mut all = UnderLoad::start(3, 10, &[]).await;
     for _ in 0..2 {
-        endpoint.received(endpoint.count() + 100).await;
-        nats.kill();
-        nats.restart();
+        all.goes_on().await;
+        all.nats.kill();
+        all.nats.restart();
     }
-    endpoint.received(endpoint.count() + 100).await;
-    let messages = load.end().await;
-    stream.settled().await;
-    complete_and_in_order(&numbers(&endpoint.calls()), messages, SUBJECTS);
-    assert_eq!(complete_and_in_order(&relayed_numbers(&stream).await, messages, SUBJECTS), 0, "stored twice");
-    replicas.active().await;
-    replicas.stop_all().await;
+    all.end().await;
 }
 
 // All work
@@ -473,23 +452,18 @@ async fn replicas_that_share_all_work_and_nothing_is_repeated() {
 
 #[tokio::test]
 async fn what_one_of_those_that_share_had_when_it_was_killed_is_relayed_by_others() {
-    const SUBJECTS: usize = 20;
-    let (nats, stream) = server().await;
-    stream.add("RELAYED", "relayed.cache.>", json!({})).await;
-    let endpoint = unsteady().await;
     let share = [("NATS_REPLICAS_SHARE", "true"), ("NATS_PENDING_MESSAGES", "20")];
-    let mut replicas = Replicas::start(3, &nats.url(), &endpoint, &share).await;
-    let load = stream.load(SUBJECTS, Duration::from_millis(3));
-    endpoint.received(200).await;
-    replicas.kill("r0");
-    endpoint.received(endpoint.count() + 100).await;
-    replicas.stop("r1").await;
-    endpoint.received(endpoint.count() + 100).await;
-    let messages = load.end().await;
-    stream.settled().await;
+    let mut all = UnderLoad::start(3, 20, &share).await;
+    all.endpoint.received(200).await;
+    all.replicas.kill("r0");
+    all.goes_on().await;
+    all.replicas.stop("r1").await;
+    all.goes_on().await;
+    let messages = all.load.end().await;
+    all.stream.settled().await;
     // Order holds within each only.
-    let mut relayed = relayed_numbers(&stream).await;
+    let mut relayed = relayed_numbers(&all.stream).await;
     relayed.sort_unstable();
     assert_eq!(relayed, (0..messages).collect::<Vec<_>>());
-    replicas.stop_all().await;
+    all.replicas.stop_all().await;
 }

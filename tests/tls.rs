@@ -23,6 +23,14 @@ async fn endpoint(config: ServerConfig) -> Endpoint {
     Endpoint::tls(TlsListener::bind(config).await, |_| Reply::ok())
 }
 
+/// That a message is relayed which these endpoints have got.
+async fn assert_relays(urls: &str, variables: &[(&str, &str)]) {
+    let mut setup = Setup::start(urls, variables).await;
+    setup.publish("cms.cache.a", "x").await;
+    setup.relayed().await;
+    setup.end().await;
+}
+
 /// What is said about a message that these endpoints do not get.
 async fn error_of(url: &str, variables: &[(&str, &str)]) -> String {
     let mut setup = Setup::start(url, &[&[("WEBHOOK_MAX_ATTEMPTS", "1")], variables].concat()).await;
@@ -44,10 +52,7 @@ async fn authorities_of_the_system_and_private_ones_are_trusted_side_by_side() {
     let urls = endpoints.each_ref().map(Endpoint::url).join(" ");
     // Where rustls looks for the system's.
     let variables = [("SSL_CERT_FILE", &*system.path()), ("WEBHOOK_CA", &private.path())];
-    let mut setup = Setup::start(&urls, &variables).await;
-    setup.publish("cms.cache.a", "x").await;
-    setup.relayed().await;
-    setup.end().await;
+    assert_relays(&urls, &variables).await;
     assert_eq!(endpoints.each_ref().map(Endpoint::count), [1, 1]);
 }
 
@@ -57,10 +62,7 @@ async fn a_machine_without_authorities_can_call_without_tls_and_whom_it_is_told_
     let (plain, secure) = (Endpoint::ok().await, endpoint(authority.server(&HERE, &[])).await);
     let none = [("SSL_CERT_FILE", "/none"), ("SSL_CERT_DIR", "/none")];
     for (urls, ca) in [(plain.url(), String::new()), (format!("{} {}", plain.url(), secure.url()), authority.path())] {
-        let mut setup = Setup::start(&urls, &[&none[..], &[("WEBHOOK_CA", &ca)]].concat()).await;
-        setup.publish("cms.cache.a", "x").await;
-        setup.relayed().await;
-        setup.end().await;
+        assert_relays(&urls, &[&none[..], &[("WEBHOOK_CA", &ca)]].concat()).await;
     }
     assert_eq!((plain.count(), secure.count()), (2, 1));
     let required = [("NATS_HOST", "127.0.0.1:1"), ("NATS_SUBJECT_PREFIX", "a"), ("NATS_RELAYED_SUBJECT_PREFIX", "b")];
@@ -92,10 +94,7 @@ async fn a_client_certificate_is_shown_to_those_who_ask() {
     let endpoints = [endpoint(authority.server_for_clients(&HERE, &BOTH)).await, endpoint(authority.server(&HERE, &[])).await];
     let urls = endpoints.each_ref().map(Endpoint::url).join(" ");
     let variables = [("WEBHOOK_CA", &*authority.path()), ("WEBHOOK_CERT", &cert), ("WEBHOOK_KEY", &key)];
-    let mut setup = Setup::start(&urls, &variables).await;
-    setup.publish("cms.cache.a", "x").await;
-    setup.relayed().await;
-    setup.end().await;
+    assert_relays(&urls, &variables).await;
     assert_eq!(endpoints.each_ref().map(Endpoint::count), [1, 1]);
 }
 
