@@ -150,7 +150,8 @@ impl Publisher {
     /// # Errors
     /// When the server or the client will not have it.
     pub async fn republish(&self, accepted: Accepted) -> Result<Confirmed, PublishFailure> {
-        self.publish(accepted.into_relayed()).await
+        // Boxed, so that a message that waits is small.
+        Box::pin(self.publish(accepted.into_relayed())).await
     }
 
     /// Publishes a message on the failed subject, until it is confirmed.
@@ -158,7 +159,7 @@ impl Publisher {
     /// # Errors
     /// When the server or the client will not have it.
     pub async fn publish_failed(&self, letter: DeadLetter) -> Result<Confirmed, PublishFailure> {
-        self.publish(letter.into_outbound()).await
+        Box::pin(self.publish(letter.into_outbound())).await
     }
 
     async fn publish(&self, message: Outbound) -> Result<Confirmed, PublishFailure> {
@@ -170,7 +171,8 @@ impl Publisher {
             let generation = self.link.connected().await;
             let (_, client) = self.link.client().await;
             let outcome = match self.capture.as_ref().is_some_and(|capture| capture.has(&message.subject)) {
-                true => self.store(&client, &message, generation).await,
+                // Boxed, so that it takes no room where there is no stream.
+                true => Box::pin(self.store(&client, &message, generation)).await,
                 false => self.send(&client, &message, generation).await,
             };
             match outcome {

@@ -19,6 +19,7 @@ use crate::webhook::{Delivery, Undelivered, Webhook};
 use async_nats::header::NATS_MESSAGE_ID;
 use futures_util::FutureExt;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -126,7 +127,7 @@ impl Relay {
             let relay = self.clone();
             tokio::spawn(async move {
                 while let Some(message) = next {
-                    let work = async {
+                    let work = pin!(async {
                         if let (Some(held), Some(stored)) = (&relay.held, &message.stored)
                             && !held.begin(stored).await
                         {
@@ -134,7 +135,7 @@ impl Relay {
                         }
                         let result = AssertUnwindSafe(relay.relay(&message)).catch_unwind().await;
                         relay.settle(&message, result.unwrap_or(Err(Failure::Bug))).await;
-                    };
+                    });
                     if relay.halt.run_until_cancelled(work).await.is_none() {
                         return;
                     }

@@ -633,6 +633,26 @@ async fn a_flood_of_large_messages_takes_no_more_memory_than_the_pending_bytes_a
 }
 
 #[tokio::test]
+async fn a_small_message_that_waits_takes_little_more_than_itself() {
+    const MESSAGES: u64 = 20_000;
+    let nats = NatsServer::start();
+    let endpoint = Held::start().await;
+    let quiet = ("RUST_LOG", "warn,nats_webhook_relay::serve=info,nats_webhook_relay::command=info");
+    let relay = Relay::start(&nats.url(), &endpoint.url(), &[HTTP, PATIENT, quiet]).await;
+    let client = nats.client().await;
+    let before = relay.memory("VmHWM");
+    for number in 0..MESSAGES {
+        // Each has a lane of its own.
+        publish(&client, &format!("cms.cache.s{number}"), "x").await;
+    }
+    relay.counted("messages_received_total", MESSAGES).await;
+    let grown = relay.memory("VmHWM") - before;
+    assert!(grown * 1024 / MESSAGES < 4096, "{grown} KiB for {MESSAGES} messages");
+    endpoint.release();
+    relay.counted("messages_relayed_total", MESSAGES).await;
+}
+
+#[tokio::test]
 async fn relays_of_one_queue_group_share_the_messages() {
     let nats = NatsServer::start();
     let endpoint = Endpoint::ok().await;
