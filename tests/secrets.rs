@@ -19,7 +19,7 @@ use support::nats::NatsServer;
 use support::operator::Operator;
 use support::relay::{Relay, command, finish};
 use support::setup::values;
-use support::{eventually, signal, subscribe, within};
+use support::{LIMIT, eventually, signal, subscribe, within};
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 
@@ -65,18 +65,23 @@ fn telling() -> Component {
     Component::with(BODY, &format!("{secret} {SAY_OUT} {fail} {reject} {} {}", on("trap", TRAP), unchanged(BODY)))
 }
 
-/// Publishes until the relay has it: at some levels nothing says that it is ready.
-async fn fails(client: &Client, failed: &mut Subscriber, payload: &'static str) -> Message {
+/// What is published on the failed subject about a message. The first one is published until the relay has it: at some
+/// levels nothing says that it is ready.
+async fn failure(client: &Client, failed: &mut Subscriber, payload: &'static str, is_first: bool) -> Message {
     let subject = format!("cms.cache.{payload}");
-    let asked = async {
+    let again = if is_first { Duration::from_millis(200) } else { LIMIT };
+    let published = async {
         loop {
             client.publish(subject.clone(), payload.into()).await.unwrap();
-            if let Ok(message) = tokio::time::timeout(Duration::from_secs(30), failed.next()).await {
-                return message.unwrap();
+            while let Ok(message) = tokio::time::timeout(again, failed.next()).await {
+                let message = message.unwrap();
+                if message.payload == payload {
+                    return message;
+                }
             }
         }
     };
-    within(&format!("a failure of {payload}"), asked).await
+    within(&format!("a failure of {payload}"), published).await
 }
 
 /// A server that answers a request with what `answer` makes of its text, in one line.
@@ -196,7 +201,7 @@ async fn fail_in_every_way(level: &str, format: &str, stream: bool, to: &Destina
     let mut relay = Relay::spawn(&nats.url(), &urls, &variables);
     let mut shown = Vec::new();
     for payload in ["fail", "trap", "calls"] {
-        let message = fails(&client, &mut failed, payload).await;
+        let message = failure(&client, &mut failed, payload, shown.is_empty()).await;
         let errors = values(&message, "Relay-Destination-Error");
         if payload == "calls" {
             assert_eq!(errors.len(), to.errors.len(), "{what}: {errors:#?}");
