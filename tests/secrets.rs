@@ -181,7 +181,7 @@ async fn fail_in_every_way(level: &str, format: &str, stream: bool, to: &Destina
         ("WEBHOOK_CA", &ca),
         ("WEBHOOK_CERT", &to.identity.0),
         ("WEBHOOK_KEY", &to.identity.1),
-        ("WEBHOOK_TIMEOUT", "5s"),
+        ("WEBHOOK_TIMEOUT", "10s"),
         ("WEBHOOK_MAX_ATTEMPTS", "2"),
         ("HTTPS_PROXY", &proxy),
         ("PLUGINS", &plugins),
@@ -224,7 +224,7 @@ async fn fail_in_every_way(level: &str, format: &str, stream: bool, to: &Destina
     relay.stop().await;
     let log = relay.log();
     assert_eq!(log.is_empty(), level == "off", "{what}: {log:#?}");
-    assert!(level.len() < 5 || log.iter().any(|line| line.contains("***")), "{what}: the plugin's secret could have been there");
+    assert!(level == "off" || log.iter().any(|line| line.contains("***")), "{what}: the plugin's secret could have been there");
     [shown, log].concat().join("\n")
 }
 
