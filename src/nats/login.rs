@@ -180,7 +180,7 @@ mod tests {
     #[test]
     fn what_is_no_seed_of_a_user_is_refused_without_being_shown() {
         let (user, account) = (KeyPair::new_user().seed().unwrap(), KeyPair::new_account().seed().unwrap());
-        let broken = format!("{}A", &user[..57]).replace("AA", "BB");
+        let broken = format!("{}{}", &user[..57], if user.ends_with('A') { 'E' } else { 'A' });
         for (text, expected) in [
             (account.as_str(), "something else than a user"),
             (&user[1..], "no valid seed"),
