@@ -265,12 +265,8 @@ async fn no_refused_login_shows_a_secret_at_any_level() {
     let jwts = operator.server();
     let tls = NatsServer::with_config(&issued.tls(&format!("ca_file: \"{}\", verify: true", authority.path())));
     let hang_up = raw(|_, mut stream| async move { drop(stream.write_all(b"-ERR\r\n").await) }.boxed()).await;
-    let folder = TempDir::new().unwrap();
-    let write = |name: &str, text: &str| {
-        let path = folder.path().join(name);
-        std::fs::write(&path, text).unwrap();
-        path.to_str().unwrap().to_owned()
-    };
+    let (folder, files) = (TempDir::new().unwrap(), Folder::new());
+    let write = |name: &str, text: &str| files.write(name, text.as_bytes()).to_str().unwrap().to_owned();
     let stranger_file = write("stranger.creds", &stranger.credentials());
     let context = write("context.json", &json!({"url": passwords.url(), "user": MARK, "password": MARK}).to_string());
     let mistaken = write("mistaken.json", &json!({"url": MARK, "user": [MARK], "tls_first": MARK, "nsc": MARK}).to_string());

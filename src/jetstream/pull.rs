@@ -309,6 +309,11 @@ impl Pull {
         self.ready.push_back(message);
     }
 
+    /// Whether another replica works, as far as is known.
+    fn stands_by(&self) -> bool {
+        self.made.group.is_some() && self.session.pin.is_none()
+    }
+
     /// What was not begun is another replica's now.
     fn stand_down(&mut self) {
         if self.made.group.is_some() {

@@ -158,8 +158,7 @@ impl Pull {
         if messages == 0 || bytes == 0 || (held > 0 && (messages < self.limits.messages / 4 || bytes < self.limits.bytes / 4)) {
             return None;
         }
-        let stands_by = self.made.group.is_some() && self.session.pin.is_none();
-        Some((if stands_by { messages.min(STANDING_BY) } else { messages }, bytes.max(2)))
+        Some((if self.stands_by() { messages.min(STANDING_BY) } else { messages }, bytes.max(2)))
     }
 
     /// The server has said something about a request.

@@ -20,7 +20,6 @@ const AFTER_YOU: Duration = Duration::from_secs(2);
 impl Pull {
     pub(super) fn look(&self) -> Looking {
         let is_first = !self.session.looked;
-        let stands_by = self.made.group.is_some() && self.session.pin.is_none();
         let looker = Looker {
             consumer: self.consumer.clone(),
             held: self.held.clone(),
@@ -31,7 +30,7 @@ impl Pull {
             ack_wait: self.made.ack_wait,
             is_suspicious: is_first && self.sessions > 1,
             resume: Start::At { sequence: self.held.resume_at(self.floor), of: self.made.stream_created.clone() },
-            after_you: if stands_by { AFTER_YOU } else { Duration::ZERO },
+            after_you: if self.stands_by() { AFTER_YOU } else { Duration::ZERO },
         };
         Box::pin(looker.look())
     }
