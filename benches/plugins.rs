@@ -115,7 +115,7 @@ async fn call(name: &str, calls: usize, folder: &Path) {
         headers: HeaderMap::new(),
         payload: body(300, 0),
         id: Id::unique(),
-        failure_told: false.into(),
+        end: Default::default(),
         stored: None,
     });
     let plugins = config::Plugins {

@@ -249,6 +249,14 @@ pub struct Stream {
     pub api_prefix: String,
 }
 
+impl Stream {
+    /// Whether the stream is in another domain or account, which can be out of reach for a while.
+    #[must_use]
+    pub fn is_elsewhere(&self) -> bool {
+        self.api_prefix != "$JS.API"
+    }
+}
+
 /// Where a new consumer starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Deliver {

@@ -1,7 +1,7 @@
 //! From the source into the lanes, within the pending limits, until told to stop.
 
 use crate::config::{Config, Pending};
-use crate::message::Message;
+use crate::message::{End, Message};
 use crate::metrics::Metrics;
 use crate::relay::{Failure, Relay};
 use crate::source::Source;
@@ -12,12 +12,14 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::coop::unconstrained;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 /// How often messages that are being dropped are mentioned.
 const REPORT_LOSS: Duration = Duration::from_secs(5);
 /// How long messages that could not be finished may take to reach the failed subject.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// How long it may take to tell NATS that nothing more is wanted, and what is given back.
+const GOODBYE: Duration = Duration::from_secs(5);
 
 /// Relays what `source` yields until `stop` resolves, then finishes what has arrived.
 ///
@@ -55,16 +57,14 @@ pub async fn run(
     info!(messages, grace_ms = config.shutdown_grace.as_millis() as u64, "stopping: finishing what has arrived");
     supervisor::tell(Phase::Stopping);
     let deadline = Instant::now() + config.shutdown_grace;
-    source.stop().await;
-    while let Ok(Some(message)) = timeout_at(deadline, source.next()).await {
-        intake.take(message);
-    }
+    let finished = timeout_at(deadline, finish(&mut source, &mut intake)).await.is_ok();
     intake.report_losses();
-    let finished = timeout_at(deadline, relay.lanes.idle()).await.is_ok();
     let is_stored = config.nats.stream.is_some();
     let unfinished = if finished { 0 } else { abandon(relay, is_stored).await };
     let is_denied = source.is_denied();
-    source.close().await;
+    if timeout(GOODBYE, source.close()).await.is_err() {
+        warn!("NATS does not take what is left to say; what was not settled is delivered again later");
+    }
     info!(received = metrics.received.get(), relayed = metrics.relayed.get(), lost = metrics.lost.get(), unfinished, "stopped");
     if unfinished > 0 && !is_stored {
         bail!("{unfinished} messages could not be finished within SHUTDOWN_GRACE");
@@ -132,12 +132,29 @@ impl Intake<'_> {
     }
 }
 
+/// Takes in what is on its way, and waits until all is done. The source goes on meanwhile: a
+/// connection or a turn that is lost now counts as much as before.
+async fn finish(source: &mut Source, intake: &mut Intake<'_>) {
+    source.stop().await;
+    while let Some(message) = source.next().await {
+        intake.take(message);
+    }
+    tokio::select! {
+        biased;
+        () = intake.relay.lanes.idle() => {}
+        () = source.hold() => {}
+    }
+}
+
 /// Ends all lanes and settles what is left in them as failed, unless it is stored and will be
 /// delivered to somebody else. Returns how many.
 async fn abandon(relay: &Relay, is_stored: bool) -> usize {
     relay.halt.cancel();
-    let left = relay.lanes.abandon();
+    let mut left = relay.lanes.abandon();
+    // Of some it was known already what became of them.
+    left.retain(|message| matches!(message.end.get(), None | Some(End::Failed)));
     if is_stored {
+        left.iter().for_each(|message| relay.given_back(message));
         return left.len();
     }
     // Logging is done at the first poll of each; only the failed subject takes time.

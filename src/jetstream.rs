@@ -108,6 +108,11 @@ impl Api {
         }
     }
 
+    /// The largest message that the server takes, in bytes.
+    pub async fn max_payload(&self) -> usize {
+        self.link.client().await.1.max_payload()
+    }
+
     /// Whether the server can let one client of a group work at a time (ADR-42).
     pub async fn knows_priorities(&self) -> bool {
         self.link.client().await.1.is_server_compatible(2, 11, 0)

@@ -133,7 +133,7 @@ mod tests {
             headers: Default::default(),
             payload: payload.into(),
             id: Id::unique(),
-            failure_told: Default::default(),
+            end: Default::default(),
             stored: None,
         }
     }

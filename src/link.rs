@@ -164,6 +164,11 @@ impl Link {
         }
     }
 
+    /// Notes that no messages can arrive, though there is a connection.
+    pub fn unsubscribed(&self) {
+        self.report().subscribed_in = 0;
+    }
+
     /// Whether messages can arrive now.
     #[must_use]
     pub fn is_subscribed(&self) -> bool {

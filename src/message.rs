@@ -2,7 +2,7 @@
 
 use async_nats::{HeaderMap, Subject};
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use tokio::sync::Notify;
 use tokio_util::bytes::Bytes;
@@ -18,10 +18,23 @@ pub struct Message {
     pub payload: Bytes,
     /// Its identity at the webhook and on the relayed message.
     pub id: Id,
-    /// Whether its failure has been counted and logged, which happens once.
-    pub failure_told: AtomicBool,
+    /// What has become of it, once that is known: counted and logged once, and not changed.
+    pub end: OnceLock<End>,
     /// Where it is kept; `None` where it is nowhere but here.
     pub stored: Option<Stored>,
+}
+
+/// What can become of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It was republished, and that was confirmed.
+    Relayed,
+    /// A plugin has decided that it is not relayed.
+    Rejected,
+    /// The stream delivers it again, to this process or another one.
+    GivenBack,
+    /// It was not relayed.
+    Failed,
 }
 
 /// A message's place in a stream.
@@ -145,11 +158,18 @@ impl Id {
         Self(format!("msg_{process}{:06x}", COUNT.fetch_add(1, Ordering::Relaxed)))
     }
 
-    /// The identity of a message in a stream: the same each time that it is delivered, and
-    /// another one in a stream that has taken the name of one that was removed.
+    /// The identity of a message in a stream for one `relay` (see [`relay_of`]): the same each time
+    /// that it is delivered, and another one in a stream that has taken the name of one that was removed.
     #[must_use]
-    pub fn stored(stream: &str, sequence: u64, stored_ns: i128) -> Self {
-        Self(format!("msg_{stream}_{sequence}_{stored_ns:x}"))
+    pub fn stored(stream: &str, sequence: u64, stored_ns: i128, relay: &str) -> Self {
+        Self(format!("msg_{stream}_{sequence}_{stored_ns:x}_{relay}"))
+    }
+
+    /// The identity of the message as it is relayed with another `tail` than its own: a stream that
+    /// has it under one subject must not take it for a repetition under another.
+    #[must_use]
+    pub fn relayed_as(&self, tail: &str) -> String {
+        format!("{}_{}", self.0, digest(&[tail]))
     }
 
     /// The identity as text, without dots (Standard Webhooks signs `id.timestamp.payload`).
@@ -157,6 +177,19 @@ impl Id {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// What tells the relays of one stream apart, wherever their messages meet again: the consumer
+/// that they read from and the prefix that they relay to. Replicas have both in common.
+#[must_use]
+pub fn relay_of(consumer: &str, relayed: &str) -> String {
+    digest(&[consumer, relayed])
+}
+
+/// 64 bits of a SHA-256 over texts without NUL, as hexadecimal digits.
+fn digest(texts: &[&str]) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, texts.join("\0").as_bytes());
+    digest.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl fmt::Display for Id {

@@ -1,5 +1,5 @@
 //! What the relay counts. Every message that is received ends in exactly one of `relayed`,
-//! `rejected`, `failed` and `pending`; what never became a message of ours is in `lost` and `gaps`.
+//! `rejected`, `failed`, `given_back` and `pending`; what never became a message of ours is in `lost` and `gaps`.
 
 use crate::plugin::{Hook, Kind};
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
@@ -101,6 +101,8 @@ pub struct Metrics {
     pub relayed: Counter,
     /// Messages that a plugin decided not to relay.
     pub rejected: Counter,
+    /// Messages given back to the stream, which delivers them again.
+    pub given_back: Counter,
     /// Messages not relayed, by reason.
     pub failed: Family<FailedLabels, Counter>,
     /// Failed messages that also could not be published on the failed subject.
@@ -170,6 +172,7 @@ impl Metrics {
         registry.register("messages_received", "Messages received", self.received.clone());
         registry.register("messages_relayed", "Messages republished and confirmed", self.relayed.clone());
         registry.register("messages_rejected", "Messages that a plugin decided not to relay", self.rejected.clone());
+        registry.register("messages_given_back", "Messages that were received and given back to the stream", self.given_back.clone());
         registry.register("messages_failed", "Messages not relayed, by reason", self.failed.clone());
         registry.register(
             "messages_failed_unpublished",

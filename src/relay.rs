@@ -10,7 +10,7 @@ use crate::headers;
 use crate::jetstream::held::{Ack, Held};
 use crate::lane::{Lanes, Slot};
 use crate::link::Link;
-use crate::message::{Fate, Message, Outbound};
+use crate::message::{End, Fate, Message, Outbound};
 use crate::metrics::{FailedLabels, Metrics, Reason};
 use crate::plugin::{Limits, Plugins, Shaped, Stopped, Why};
 use crate::publisher::{Confirmed, PublishFailure, Publisher};
@@ -21,7 +21,6 @@ use futures_util::FutureExt;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio_util::bytes::Bytes;
@@ -131,6 +130,7 @@ impl Relay {
                         if let (Some(held), Some(stored)) = (&relay.held, &message.stored)
                             && !held.begin(stored).await
                         {
+                            relay.given_back(&message);
                             return;
                         }
                         let result = AssertUnwindSafe(relay.relay(&message)).catch_unwind().await;
@@ -169,7 +169,8 @@ impl Relay {
             // Boxed, so that a message costs no more where there are no plugins.
             Some(plugins) => Box::pin(plugins.shape(message, tail, Limits::new(limit, &self.relayed))).await.map_err(Failure::Plugin)?,
         };
-        let relayed = relayed_copy(message, &self.relayed, &shaped.tail, shaped.payload, limit)?;
+        let id = if shaped.tail == tail { message.id.to_string() } else { message.id.relayed_as(&shaped.tail) };
+        let relayed = relayed_copy(message, &self.relayed, &shaped.tail, shaped.payload, id, limit)?;
         Ok(Delivery::new(message, shaped.body, shaped.headers, relayed, &self.metrics))
     }
 
@@ -178,21 +179,25 @@ impl Relay {
     pub async fn settle(&self, message: &Message, result: Result<Confirmed, Failure>) {
         let ack = match result {
             Ok(confirmed) => {
-                self.metrics.relayed.inc();
-                info!(subject = %message.subject, id = %message.id, relayed = %confirmed.subject(), "relayed");
+                if message.end.set(End::Relayed).is_ok() {
+                    self.metrics.relayed.inc();
+                    info!(subject = %message.subject, id = %message.id, relayed = %confirmed.subject(), "relayed");
+                }
                 Ack::Done
             }
             Err(Failure::Plugin(Stopped { plugin, hook, why: Why::Rejected(reason) })) => {
-                self.metrics.rejected.inc();
-                info!(subject = %message.subject, id = %message.id, %plugin, %hook, reason, "rejected");
+                if message.end.set(End::Rejected).is_ok() {
+                    self.metrics.rejected.inc();
+                    info!(subject = %message.subject, id = %message.id, %plugin, %hook, reason, "rejected");
+                }
                 Ack::Done
             }
             Err(_) if message.fate() == Fate::GivenUp => {
-                debug!(subject = %message.subject, id = %message.id, "given back: another replica relays it");
+                self.given_back(message);
                 Ack::GivenBack
             }
             Err(failure) => {
-                if !message.failure_told.swap(true, Ordering::Relaxed) {
+                if message.end.set(End::Failed).is_ok() {
                     let reason = failure.reason();
                     self.metrics.failed.get_or_create(&FailedLabels { reason }).inc();
                     error!(subject = %message.subject, id = %message.id, reason = reason.label(), error = %failure, "not relayed");
@@ -203,6 +208,14 @@ impl Relay {
         };
         if let (Some(held), Some(stored)) = (&self.held, &message.stored) {
             held.settle(stored, ack).await;
+        }
+    }
+
+    /// Counts a message that the stream delivers again.
+    pub fn given_back(&self, message: &Message) {
+        if message.end.set(End::GivenBack).is_ok() {
+            self.metrics.given_back.inc();
+            debug!(subject = %message.subject, id = %message.id, "given back to the stream");
         }
     }
 
@@ -232,7 +245,7 @@ impl Relay {
 ///
 /// # Errors
 /// When a server that takes `limit` bytes (`max_payload`) would refuse it.
-pub fn relayed_copy(message: &Message, prefix: &Prefix, tail: &str, payload: Bytes, limit: usize) -> Result<Outbound, Failure> {
+pub fn relayed_copy(message: &Message, prefix: &Prefix, tail: &str, payload: Bytes, id: String, limit: usize) -> Result<Outbound, Failure> {
     let subject = prefix.subject(tail);
     if subject.len() > MAX_SUBJECT_BYTES {
         return Err(Failure::SubjectTooLong(subject.len()));
@@ -242,7 +255,7 @@ pub fn relayed_copy(message: &Message, prefix: &Prefix, tail: &str, payload: Byt
     if relayed.size() > limit {
         return Err(Failure::TooLarge { size: relayed.size(), limit });
     }
-    relayed.headers.insert(NATS_MESSAGE_ID, message.id.to_string());
+    relayed.headers.insert(NATS_MESSAGE_ID, id);
     if relayed.size() > limit {
         // Of a message that fills max_payload to the brim, the copy goes without an id.
         relayed.headers = headers::to_relayed(&message.headers);

@@ -46,6 +46,14 @@ impl Source {
         }
     }
 
+    /// Keeps what is here this process's own after the last message has come. Does not return.
+    pub async fn hold(&mut self) {
+        match self {
+            Self::Subscription(_) => std::future::pending().await,
+            Self::Stream(pull) => pull.hold().await,
+        }
+    }
+
     /// Gives back what is not settled, and returns when the server knows all that was said.
     pub async fn close(self) {
         if let Self::Stream(pull) = self {

@@ -13,7 +13,12 @@ use anyhow::{Context, bail};
 use async_nats::{Client, SubscribeError, Subscriber};
 use futures_util::StreamExt;
 use std::pin::Pin;
-use std::sync::atomic::AtomicBool;
+use std::sync::OnceLock;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// How long the client may take to take note that a subscription ends.
+const UNSUBSCRIBE: Duration = Duration::from_secs(1);
 
 /// A subscription.
 pub struct Subscription {
@@ -71,7 +76,7 @@ impl Subscription {
                         headers: message.headers.unwrap_or_default(),
                         payload: message.payload,
                         id: Id::unique(),
-                        failure_told: AtomicBool::new(false),
+                        end: OnceLock::new(),
                         stored: None,
                     });
                 }
@@ -92,12 +97,13 @@ impl Subscription {
     /// Ends the subscription; what the server has sent before is still returned by [`Self::next`].
     pub async fn stop(&mut self) {
         self.stopped = true;
+        self.last = Box::pin(nothing_more(self.link.clone(), self.publisher.clone()));
         // The client's own `drain` and `unsubscribe` forget the subscription at once, and with it
         // the messages that are on their way. A maximum leaves it in place at the client, and
         // this one nats-server takes for none at all, so that it ends the subscription.
-        // It fails only when the client has ended, and then `next` says so.
-        let _ = self.subscriber.unsubscribe_after(u64::MAX).await;
-        self.last = Box::pin(nothing_more(self.link.clone(), self.publisher.clone()));
+        // It fails only when the client has ended, and then `next` says so; it waits only where
+        // there is no connection, and then nothing more arrives.
+        let _ = timeout(UNSUBSCRIBE, self.subscriber.unsubscribe_after(u64::MAX)).await;
     }
 
     /// Whether the server has ended the subscription because the user may not have it.

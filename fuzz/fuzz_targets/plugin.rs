@@ -158,7 +158,7 @@ fn message(tail: &str, headers: HeaderMap, payload: &[u8]) -> Arc<Message> {
         headers,
         payload: payload.to_vec().into(),
         id: Id::stored("fuzz", 1, 0),
-        failure_told: false.into(),
+        end: Default::default(),
         stored: None,
     })
 }

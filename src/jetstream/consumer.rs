@@ -16,7 +16,7 @@ use tracing::{info, warn};
 /// The priority group of replicas of which one works at a time (ADR-42).
 const GROUP: &str = "relay";
 /// How long the active replica may be silent before another takes over.
-pub(super) const PINNED: Duration = Duration::from_secs(3);
+pub const PINNED: Duration = Duration::from_secs(3);
 /// How long a message may be silent before it is delivered again, where one replica works at a time.
 const ACK_WAIT: Duration = Duration::from_secs(3);
 /// The same where replicas share the work: a replica that is slow must not see its messages
@@ -73,6 +73,8 @@ pub struct Made {
 pub struct Look {
     /// The highest sequence in the stream that was delivered.
     pub delivered: u64,
+    /// The consumer's own count of deliveries.
+    pub deliveries: u64,
     /// All up to this sequence in the stream is settled.
     pub floor: u64,
     /// Messages delivered and not settled.
@@ -109,6 +111,14 @@ impl SetUpError {
     #[must_use]
     pub fn is_passing(&self) -> bool {
         matches!(self, Self::Api { error, .. } if error.is_passing())
+    }
+}
+
+impl SetUpError {
+    /// Whether nobody listens where the API should be.
+    #[must_use]
+    pub fn is_off(&self) -> bool {
+        matches!(self, Self::Api { error: ApiError::Off(_), .. })
     }
 }
 
@@ -195,6 +205,7 @@ impl Consumer {
         let pinned = text(&info, "/priority_groups/0/pinned_client_id");
         Ok(Look {
             delivered: number(&info, "/delivered/stream_seq"),
+            deliveries: number(&info, "/delivered/consumer_seq"),
             floor: number(&info, "/ack_floor/stream_seq"),
             unsettled: number(&info, "/num_ack_pending"),
             waiting: number(&info, "/num_pending"),

@@ -12,8 +12,14 @@ use tokio::time::Instant;
 pub struct Gate {
     closed: Option<Closed>,
     /// By sequence in the stream.
-    waiting: BTreeMap<u64, Message>,
+    waiting: BTreeMap<u64, Waiting>,
     bytes: usize,
+}
+
+struct Waiting {
+    message: Message,
+    /// Whether it was delivered for the first time.
+    is_new: bool,
 }
 
 struct Closed {
@@ -65,8 +71,8 @@ impl Gate {
         self.bytes
     }
 
-    /// A message has arrived: it is returned where it may go on.
-    pub fn arrived(&mut self, sequence: u64, message: Message) -> Option<Message> {
+    /// A message has arrived, for the first time or again: it is returned where it may go on.
+    pub fn arrived(&mut self, sequence: u64, message: Message, is_new: bool) -> Option<Message> {
         let Some(closed) = &mut self.closed else { return Some(message) };
         if sequence <= closed.up_to {
             closed.missing = closed.missing.saturating_sub(1);
@@ -74,7 +80,7 @@ impl Gate {
         }
         let message = message.detached();
         self.bytes += message.size();
-        self.waiting.insert(sequence, message);
+        self.waiting.insert(sequence, Waiting { message, is_new });
         None
     }
 
@@ -88,7 +94,7 @@ impl Gate {
     /// Opens it, and returns what has waited in the stream's order.
     pub fn open(&mut self) -> impl Iterator<Item = Message> {
         (self.closed, self.bytes) = (None, 0);
-        std::mem::take(&mut self.waiting).into_values()
+        std::mem::take(&mut self.waiting).into_values().map(|waiting| waiting.message)
     }
 
     /// Drops all that waits.
@@ -97,10 +103,11 @@ impl Gate {
         self.bytes = 0;
     }
 
-    /// Takes out the newest message, to make room. Returns its sequence.
-    pub fn drop_newest(&mut self) -> Option<u64> {
-        let (sequence, message) = self.waiting.pop_last()?;
-        self.bytes -= message.size();
+    /// Takes out the newest message that has not been delivered before, to make room for those
+    /// that have. Returns its sequence.
+    pub fn drop_new(&mut self) -> Option<u64> {
+        let sequence = self.waiting.iter().rev().find(|(_, waiting)| waiting.is_new).map(|(sequence, _)| *sequence)?;
+        self.bytes -= self.waiting.remove(&sequence)?.message.size();
         Some(sequence)
     }
 }
@@ -117,7 +124,7 @@ mod tests {
             headers: HeaderMap::new(),
             payload: "x".into(),
             id: Id::unique(),
-            failure_told: false.into(),
+            end: Default::default(),
             stored: None,
         }
     }
@@ -126,26 +133,28 @@ mod tests {
     fn what_arrives_behind_it_passes_in_order_once_it_opens() {
         let mut gate = Gate::closed();
         gate.missing_are(2, 6);
-        assert!(gate.arrived(9, message("nine")).is_none());
+        assert!(gate.arrived(9, message("nine"), true).is_none());
         assert_eq!(gate.missing(), None, "a new one says nothing about those that are missing");
-        assert!(gate.arrived(5, message("five")).is_none());
+        assert!(gate.arrived(5, message("five"), false).is_none());
         assert_eq!(gate.missing(), Some(1));
-        assert!(gate.arrived(6, message("six")).is_none());
+        assert!(gate.arrived(6, message("six"), false).is_none());
         assert_eq!(gate.bytes(), 4 + 4 + 3 + 3);
         let passed: Vec<_> = gate.open().map(|message| message.subject.to_string()).collect();
         assert_eq!(passed, ["five", "six", "nine"]);
         assert_eq!(gate.bytes(), 0);
-        assert!(gate.arrived(10, message("ten")).is_some());
+        assert!(gate.arrived(10, message("ten"), true).is_some());
     }
 
     #[test]
-    fn the_newest_makes_room() {
+    fn the_newest_that_is_new_makes_room() {
         let mut gate = Gate::closed();
-        gate.arrived(3, message("three"));
-        gate.arrived(2, message("two"));
-        assert_eq!(gate.drop_newest(), Some(3));
-        assert_eq!(gate.bytes(), 4);
-        assert_eq!(gate.drop_newest(), Some(2));
-        assert_eq!(gate.drop_newest(), None);
+        gate.arrived(3, message("three"), true);
+        gate.arrived(2, message("two"), true);
+        gate.arrived(4, message("four"), false);
+        assert_eq!(gate.drop_new(), Some(3));
+        assert_eq!(gate.bytes(), 4 + 5);
+        assert_eq!(gate.drop_new(), Some(2));
+        assert_eq!(gate.drop_new(), None);
+        assert_eq!(gate.open().count(), 1);
     }
 }

@@ -7,13 +7,17 @@
 use crate::link::Link;
 use crate::message::{Fate, Hold, Stored};
 use async_nats::Subject;
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::bytes::Bytes;
+
+/// How many settled messages are remembered whose acknowledgement may be lost: far more than are
+/// settled in the seconds that it takes the server to deliver one again.
+const MOST_SETTLED: usize = 1 << 16;
 
 /// How a message ends at its consumer (the acknowledgements of ADR-15).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,30 +59,67 @@ struct Shared {
     link: Link,
     state: Mutex<State>,
     settled: Notify,
-    /// Whether it is certain whose turn it is: nothing is begun before.
-    certain: tokio::sync::watch::Sender<bool>,
+    turn: watch::Sender<Certainty>,
+}
+
+/// What is known about whose turn it is. Nothing is begun while it may be another replica's.
+struct Certainty {
+    /// Not after a reconnect, until the server has said.
+    is_certain: bool,
+    /// When the turn may end unless the server is asked again; `None` where there are no turns. A
+    /// process that was frozen wakes up after that.
+    until: Option<Instant>,
+}
+
+impl Certainty {
+    fn is_ours(&self) -> bool {
+        self.is_certain && self.until.is_none_or(|until| Instant::now() < until)
+    }
 }
 
 #[derive(Default)]
 struct State {
     /// By sequence in the stream.
     unsettled: BTreeMap<u64, Unsettled>,
-    /// Settled, and perhaps the server does not know; with the time that each was stored.
-    settled: BTreeMap<u64, (Ack, i128)>,
+    /// Settled, and perhaps the server does not know; the latest [`MOST_SETTLED`] of them.
+    settled: BTreeMap<u64, Settled>,
+    /// Their order.
+    settled_order: VecDeque<u64>,
     /// The highest sequence that was delivered.
     last: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Settled {
+    ack: Ack,
+    /// When the message was stored, in nanoseconds since 1970.
+    time_ns: i64,
 }
 
 struct Unsettled {
     reply: Subject,
     time_ns: i128,
-    since: Instant,
+    /// When the stream was known to keep it.
+    confirmed: Instant,
     told: Instant,
     hold: Arc<Hold>,
     /// Whether work on it has begun.
     begun: bool,
-    /// Whether it can not be delivered again without harm.
+    /// Whether it cannot be delivered again without harm.
     is_unreadable: bool,
+}
+
+impl State {
+    fn remember(&mut self, sequence: u64, settled: Settled) {
+        if self.settled.insert(sequence, settled).is_none() {
+            self.settled_order.push_back(sequence);
+        }
+        if self.settled_order.len() > MOST_SETTLED
+            && let Some(oldest) = self.settled_order.pop_front()
+        {
+            self.settled.remove(&oldest);
+        }
+    }
 }
 
 impl Held {
@@ -89,7 +130,7 @@ impl Held {
             link: link.clone(),
             state: Mutex::default(),
             settled: Notify::new(),
-            certain: tokio::sync::watch::Sender::new(true),
+            turn: watch::Sender::new(Certainty { is_certain: true, until: None }),
         }))
     }
 
@@ -100,13 +141,13 @@ impl Held {
         let mut state = self.lock();
         state.last = state.last.max(sequence);
         match state.settled.get(&sequence) {
-            Some((ack, time_ns)) if *time_ns == stored.time_ns => return Delivery::Settled(*ack),
+            Some(settled) if i128::from(settled.time_ns) == stored.time_ns => return Delivery::Settled(settled.ack),
             _ => {}
         }
         let now = Instant::now();
         match state.unsettled.get_mut(&sequence) {
             Some(unsettled) if unsettled.time_ns == stored.time_ns => {
-                (unsettled.reply, unsettled.told) = (reply, now);
+                (unsettled.reply, unsettled.told, unsettled.confirmed) = (reply, now, now);
                 return Delivery::Known;
             }
             // Of a stream that is no more.
@@ -118,7 +159,7 @@ impl Held {
             Unsettled {
                 reply,
                 time_ns: stored.time_ns,
-                since: now,
+                confirmed: now,
                 told: now,
                 hold: hold.clone(),
                 begun: false,
@@ -130,8 +171,8 @@ impl Held {
 
     /// Whether a message may be begun: it is still held here. Waits until it is certain whose turn it is.
     pub async fn begin(&self, stored: &Stored) -> bool {
-        let mut certain = self.0.certain.subscribe();
-        let _ = certain.wait_for(|certain| *certain).await;
+        let mut turn = self.0.turn.subscribe();
+        let _ = turn.wait_for(Certainty::is_ours).await;
         let mut state = self.lock();
         match state.unsettled.get_mut(&stored.sequence) {
             Some(unsettled) if Arc::ptr_eq(&unsettled.hold, &stored.hold) => {
@@ -144,12 +185,23 @@ impl Held {
 
     /// Nothing more is begun until [`Self::certain`].
     pub fn uncertain(&self) {
-        self.0.certain.send_replace(false);
+        self.0.turn.send_modify(|turn| turn.is_certain = false);
     }
 
     /// What is here may be begun.
     pub fn certain(&self) {
-        self.0.certain.send_replace(true);
+        self.0.turn.send_modify(|turn| turn.is_certain = true);
+    }
+
+    /// The server has given this replica the turn until then; `None` where there are no turns.
+    pub fn ours_until(&self, until: Option<Instant>) {
+        self.0.turn.send_modify(|turn| turn.until = until);
+    }
+
+    /// Whether it is certain that this replica works.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        self.0.turn.borrow().is_ours()
     }
 
     /// It is another replica's turn, or may be: what was not begun is forgotten, and delivered to
@@ -201,7 +253,7 @@ impl Held {
             _ => return None,
         };
         if ack != Ack::GivenBack {
-            state.settled.insert(stored.sequence, (ack, stored.time_ns));
+            state.remember(stored.sequence, Settled { ack, time_ns: i64::try_from(stored.time_ns).unwrap_or(0) });
         }
         Some(unsettled.reply)
     }
@@ -237,6 +289,7 @@ impl Held {
     pub fn known_to_be_settled(&self, floor: u64) {
         let mut state = self.lock();
         state.settled = state.settled.split_off(&(floor + 1));
+        while state.settled_order.pop_front_if(|sequence| *sequence <= floor).is_some() {}
     }
 
     /// How many messages are unsettled.
@@ -254,7 +307,8 @@ impl Held {
     /// How many messages up to `sequence` are unsettled.
     #[must_use]
     pub fn count_to(&self, sequence: u64) -> usize {
-        self.lock().unsettled.range(..=sequence).filter(|(_, unsettled)| unsettled.hold.fate() != Fate::GivenUp).count()
+        let state = self.lock();
+        state.unsettled.range(..=sequence).filter(|(_, unsettled)| unsettled.hold.fate() != Fate::GivenUp).count()
     }
 
     /// Whether `sequence` is unsettled here, or settled.
@@ -273,11 +327,17 @@ impl Held {
         oldest.unwrap_or(state.last.max(floor) + 1)
     }
 
-    /// Messages that have been here for longer than `age`, oldest first.
+    /// Messages that nobody has asked the stream about for `age`, oldest first, at most `most`; now somebody does.
     #[must_use]
-    pub fn older_than(&self, age: Duration) -> Vec<u64> {
-        let state = self.lock();
-        state.unsettled.iter().filter(|(_, unsettled)| unsettled.since.elapsed() > age).map(|(sequence, _)| *sequence).collect()
+    pub fn unconfirmed(&self, age: Duration, most: usize) -> Vec<u64> {
+        let now = Instant::now();
+        let mut state = self.lock();
+        let old = state.unsettled.iter_mut().filter(|(_, unsettled)| now.duration_since(unsettled.confirmed) > age).take(most);
+        old.map(|(sequence, unsettled)| {
+            unsettled.confirmed = now;
+            *sequence
+        })
+        .collect()
     }
 
     /// The stream no longer keeps this message.

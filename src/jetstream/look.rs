@@ -11,6 +11,8 @@ use tracing::error;
 
 /// How long a message may be here before it is made sure that the stream still has it.
 const OLD: Duration = Duration::from_secs(30);
+/// How many messages this is made sure of at one look.
+const MOST_CONFIRMED: usize = 100;
 
 /// What a look is taken with.
 pub struct Looker {
@@ -24,12 +26,15 @@ pub struct Looker {
     pub is_first: bool,
     /// Whether somebody seems to have changed the consumer.
     pub is_changed: bool,
-    /// Whether the connection before may have broken over a message that cannot be read.
-    pub is_suspicious: bool,
+    /// Whether the connection before may have broken over a message that cannot be read: what was
+    /// delivered after this sequence is searched.
+    pub searched: Option<u64>,
+    /// Messages found before that cannot be read and may be settled already.
+    pub suspects: Vec<u64>,
     /// Where another message is answered.
     pub reply: String,
-    /// How long a message may be silent before it is delivered again.
-    pub ack_wait: Duration,
+    /// Whether replicas share the work.
+    pub is_shared: bool,
     /// Where to begin if the consumer has gone.
     pub resume: Start,
     /// How long to leave it to somebody else to make it anew.
@@ -40,8 +45,8 @@ pub struct Looker {
 pub struct Looked {
     /// What the server says.
     pub look: Look,
-    /// Messages that cannot be delivered.
-    pub unreadable: Vec<Unreadable>,
+    /// Messages that cannot be delivered; `None` where they were not searched for.
+    pub unreadable: Option<Vec<Unreadable>>,
     /// What the consumer is now, where it was missing or changed.
     pub made: Option<Made>,
 }
@@ -70,30 +75,32 @@ impl Looker {
             made = Some(self.consumer.adopt().await?);
         }
         let here = self.held.count_to(look.delivered) as u64;
-        let mut unreadable = Vec::new();
-        if self.is_suspicious && look.unsettled > here {
-            unreadable = match unreadable::find(&self.consumer, &self.held, &look).await {
+        let mut unreadable = None;
+        if let Some(searched) = self.searched.filter(|_| look.unsettled > here) {
+            unreadable = match unreadable::find(&self.consumer, &self.held, look.floor.max(searched), look.delivered).await {
                 Err(error) if !error.is_passing() => {
                     error!(%error, "cannot find out whether a message broke the connection; if one did, it will again");
-                    Vec::new()
+                    None
                 }
-                found => found.map_err(failed)?,
+                found => Some(found.map_err(failed)?),
             };
-            for found in &unreadable {
-                unreadable::put_off(&self.consumer, &self.reply, found.sequence, self.ack_wait).await;
+            let found = unreadable.iter().flatten().map(|found| found.sequence);
+            for sequence in found.chain(self.suspects) {
+                unreadable::put_off(&self.consumer, unreadable::reply(&self.reply, sequence, look.deliveries)).await;
             }
         }
-        if look.unsettled < here {
+        // Where replicas share the work, the others' messages are among the unsettled ones.
+        if look.unsettled < here || self.is_shared {
             forget_removed(&self.consumer, &self.held).await;
         }
         Ok(Looked { look, unreadable, made })
     }
 }
 
-/// Finds messages that are worked on for long and are no more in the stream: with attempts
+/// Finds messages that are worked on for long and are no longer in the stream: with attempts
 /// without end, nothing else would end them.
 async fn forget_removed(consumer: &Consumer, held: &Held) {
-    for sequence in held.older_than(OLD) {
+    for sequence in held.unconfirmed(OLD, MOST_CONFIRMED) {
         if let Ok(stored) = consumer.stored(sequence).await
             && stored.is_none_or(|stored| number(&stored, "/seq") != sequence)
         {

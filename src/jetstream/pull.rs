@@ -13,30 +13,29 @@ mod requests;
 mod turn;
 
 use super::Api;
-use super::consumer::{Consumer, Made, PINNED, SetUpError, Start};
+use super::consumer::{Consumer, Made, SetUpError, Start};
 use super::gate::Gate;
 use super::held::{Delivery, Held};
 use super::look::Looked;
 use super::unreadable::{self, Unreadable};
 use crate::config::{self, Config, Pending};
 use crate::link::{Link, REMIND};
-use crate::message::{Id, Message, Stored};
+use crate::message::{Id, Message, Stored, relay_of};
 use crate::metrics::Metrics;
 use crate::nats;
 use crate::publisher::Publisher;
 use anyhow::{Context, bail};
 use async_nats::HeaderMap;
 use futures_util::StreamExt;
-use requests::{LATE, LATE_STOPPING, Session};
+use requests::{LATE, Session};
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{error, warn};
-use turn::LOOK_CLOSED;
+use turn::{LOOK_CLOSED, Turn};
 
 /// How long a pull request waits at the server. The next one is a sign of life.
 const EXPIRES: Duration = Duration::from_secs(1);
@@ -47,6 +46,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 pub struct Pull {
     config: config::Nats,
     stream: config::Stream,
+    /// What tells this relay from others of the stream.
+    relay: String,
     consumer: Consumer,
     made: Made,
     limits: Pending,
@@ -57,6 +58,7 @@ pub struct Pull {
     keeping: AbortHandle,
     session: Session,
     sessions: u64,
+    turn: Turn,
     looking: Option<Looking>,
     look_at: Instant,
     /// What is to be relayed next.
@@ -67,6 +69,13 @@ pub struct Pull {
     /// Where the last message is answered.
     reply: String,
     floor: u64,
+    /// Up to this sequence, all that was delivered has been searched for messages that cannot be read.
+    searched: u64,
+    /// What was found and may be settled already, since when.
+    suspects: VecDeque<Unreadable>,
+    suspected_at: Instant,
+    /// In which session, and when, the first of them was provoked to be delivered again.
+    provoked: Option<(u64, Instant)>,
     /// Whether somebody seems to have changed the consumer.
     is_changed: bool,
     said: Said,
@@ -111,10 +120,13 @@ impl Pull {
         let made = loop {
             match consumer.set_up(Start::Configured).await {
                 Ok(made) => break made,
-                Err(error) if error.is_passing() => {
+                Err(error) if error.is_passing() || (error.is_off() && stream.is_elsewhere()) => {
                     if said.is_none_or(|said| said.elapsed() >= REMIND) {
                         said = Some(Instant::now());
-                        warn!(reason = %error, "waiting for JetStream");
+                        match error.is_off() {
+                            true => warn!(api = stream.api_prefix, "waiting for JetStream: nobody answers there yet"),
+                            false => warn!(reason = %error, "waiting for JetStream"),
+                        }
                     }
                     tokio::time::sleep(LOOK_AGAIN).await;
                 }
@@ -138,6 +150,7 @@ impl Pull {
         Ok(Self {
             config: config.nats.clone(),
             reply: format!("$JS.ACK.{}.{}.1.0.1.0.0", stream.name, stream.consumer),
+            relay: relay_of(&stream.consumer, &config.relayed.to_string()),
             stream: stream.clone(),
             consumer,
             made,
@@ -149,12 +162,17 @@ impl Pull {
             keeping,
             session,
             sessions: 1,
+            turn: Turn::default(),
             looking: None,
             look_at: Instant::now(),
             ready: VecDeque::new(),
             gate: Gate::closed(),
             reader: async_nats::jetstream::Message { message, context },
             floor: 0,
+            searched: 0,
+            suspects: VecDeque::new(),
+            suspected_at: Instant::now(),
+            provoked: None,
             is_changed: false,
             said: Said::default(),
             stopped: false,
@@ -173,21 +191,33 @@ impl Pull {
             if let Some(message) = self.ready.pop_front() {
                 return Some(message);
             }
-            self.ask().await;
-            if self.stopped && (self.session.outstanding == 0 || self.is_late(LATE_STOPPING)) {
+            if self.stopped && self.is_answered() {
                 return None;
             }
-            if self.looking.is_none() && self.look_at <= Instant::now() {
-                self.looking = Some(self.look());
-            }
-            match self.step().await {
-                Step::Delivered(Some(message)) => self.delivered(message).await,
-                Step::Delivered(None) => self.replace_client().await?,
-                Step::Looked(looked) => self.looked(looked),
-                Step::Reconnected => self.begin().await,
-                Step::Room | Step::Due => {}
-            }
+            self.advance().await?;
         }
+    }
+
+    /// Keeps this replica's turn after all has arrived, or notices that it is lost. Does not return.
+    pub async fn hold(&mut self) {
+        while self.advance().await.is_some() {}
+        std::future::pending().await
+    }
+
+    /// Waits for something to happen and does what follows from it; `None` when nothing more can.
+    async fn advance(&mut self) -> Option<()> {
+        self.ask().await;
+        if self.looking.is_none() && self.look_at <= Instant::now() {
+            self.looking = Some(self.look());
+        }
+        match self.step().await {
+            Step::Delivered(Some(message)) => self.delivered(message).await,
+            Step::Delivered(None) => self.replace_client().await?,
+            Step::Looked(looked) => self.looked(looked),
+            Step::Reconnected => self.begin().await,
+            Step::Room | Step::Due => {}
+        }
+        Some(())
     }
 
     /// Asks for no more messages.
@@ -207,7 +237,7 @@ impl Pull {
         }
         if self.link.is_connected() {
             // Else it may be another replica's turn already.
-            if self.session.pin.is_some() && !self.is_late(PINNED - EXPIRES) {
+            if self.turn.pin.is_some() && self.held.is_ours() {
                 self.consumer.unpin().await;
             }
             let _ = timeout(LATE, self.publisher.handled()).await;
@@ -237,6 +267,8 @@ impl Pull {
             return self.told(message.subject.as_str(), message.status, message.description.as_deref().unwrap_or_default());
         }
         self.session.outstanding = self.session.outstanding.saturating_sub(1);
+        self.session.arrived += 1;
+        self.session.arrived_at = Some(Instant::now());
         self.session.oversize = false;
         self.said.unanswered = false;
         self.reader.message = message;
@@ -256,39 +288,44 @@ impl Pull {
         if self.made.group.is_some() {
             let message = &self.reader.message;
             let pin = message.headers.as_ref().and_then(|headers| headers.get_last(async_nats::header::NATS_PIN_ID));
-            let is_new = pin.is_some_and(|pin| self.session.pin.as_deref() != Some(pin.as_str()));
+            let is_new = pin.is_some_and(|pin| self.turn.pin.as_deref() != Some(pin.as_str()));
             if is_new {
-                self.session.pin = pin.map(|pin| pin.as_str().to_owned());
-                self.stand_down();
+                let pin = pin.map(|pin| pin.as_str().to_owned());
+                self.end_turn();
+                self.turn = Turn::new(pin);
                 self.gate = Gate::closed();
-                (self.session.had_missing, self.session.asked_anew) = (false, false);
             }
             if is_new || self.session.next_delivery.is_some_and(|next| next != consumer_sequence) {
                 self.close_gate();
             }
             self.session.next_delivery = Some(consumer_sequence + 1);
+            if is_new || self.session.arrived == 1 {
+                self.is_ours_since(self.session.asked_at.unwrap_or(self.session.began));
+            }
         }
         let message = &mut self.reader.message;
         let (Some(reply), payload) = (message.reply.take(), std::mem::take(&mut message.payload)) else { return };
         let (subject, headers) = (Arc::<str>::from(message.subject.as_str()), message.headers.take().unwrap_or_default());
         self.reply.clear();
         self.reply.push_str(&reply);
-        let id = Id::stored(&self.stream.name, sequence, stored_ns);
+        let id = Id::stored(&self.stream.name, sequence, stored_ns, &self.relay);
         // White space of other alphabets ends a subject for the client library.
         let is_misread = subject.split('.').any(str::is_empty);
         let stored =
             Stored { sequence, time_ns: stored_ns, hold: Arc::default(), unreadable: is_misread.then_some("its subject has white space") };
-        let message = Message { subject, headers, payload, id, failure_told: AtomicBool::new(false), stored: Some(stored.clone()) };
+        let message = Message { subject, headers, payload, id, end: OnceLock::new(), stored: Some(stored.clone()) };
         match self.held.receive(&stored, reply.clone()) {
-            Delivery::New => self.arrived(sequence, message),
+            // It fails, so that nothing has to wait for it.
+            Delivery::New if is_misread => self.ready.push_back(message),
+            Delivery::New => self.arrived(sequence, message, deliveries == 1),
             Delivery::Known => {}
             Delivery::Settled(ack) => self.held.acknowledge(reply, ack).await,
         }
     }
 
     /// A message is here: it goes on, or waits behind the gate.
-    fn arrived(&mut self, sequence: u64, message: Message) {
-        match self.gate.arrived(sequence, message) {
+    fn arrived(&mut self, sequence: u64, message: Message, is_new: bool) {
+        match self.gate.arrived(sequence, message, is_new) {
             Some(message) => self.ready.push_back(message),
             // It may have been the last one that was missing.
             None if self.gate.missing().is_none() => self.look_at = self.look_at.min(Instant::now() + LOOK_CLOSED / 10),
@@ -296,30 +333,32 @@ impl Pull {
         }
     }
 
-    /// A message that can not arrive goes on at once, to fail.
-    fn take_unreadable(&mut self, found: Unreadable) {
+    /// A message that cannot arrive goes on at once, to fail.
+    fn take_unreadable(&mut self, found: Unreadable, deliveries: u64) {
         let Unreadable { sequence, subject, payload, why, stored_ns } = found;
         let stored = Stored { sequence, time_ns: stored_ns, hold: Arc::default(), unreadable: Some(why) };
-        if self.held.receive(&stored, unreadable::reply(&self.reply, sequence)) != Delivery::New {
+        if self.held.receive(&stored, unreadable::reply(&self.reply, sequence, deliveries)) != Delivery::New {
             return;
         }
-        let id = Id::stored(&self.stream.name, sequence, stored_ns);
+        let id = Id::stored(&self.stream.name, sequence, stored_ns, &self.relay);
         let (subject, headers) = (subject.into(), HeaderMap::new());
-        let message = Message { subject, headers, payload, id, failure_told: AtomicBool::new(false), stored: Some(stored) };
+        let message = Message { subject, headers, payload, id, end: OnceLock::new(), stored: Some(stored) };
         self.ready.push_back(message);
     }
 
     /// Whether another replica works, as far as is known.
     fn stands_by(&self) -> bool {
-        self.made.group.is_some() && self.session.pin.is_none()
+        self.made.group.is_some() && self.turn.pin.is_none()
     }
 
     /// What was not begun is another replica's now.
-    fn stand_down(&mut self) {
+    fn end_turn(&mut self) {
         if self.made.group.is_some() {
+            self.turn = Turn::default();
             self.ready.clear();
             self.gate.clear();
             self.held.stand_down();
+            self.held.ours_until(None);
         }
     }
 
@@ -329,18 +368,17 @@ impl Pull {
         (self.looking, self.look_at) = (None, Instant::now());
     }
 
-    /// Begins anew in a new connection: what the old one had on its way will be delivered again.
+    /// Goes on in a new connection: what the old one had on its way will be delivered again.
     async fn begin(&mut self) {
         match Session::begin(&self.link).await {
-            // Whether it is still this replica that works, the server says at the first request.
-            Ok(session) => self.session = Session { pin: self.session.pin.take(), ..session },
+            Ok(session) => self.session = session,
             // The client has ended, and its subscription says so.
             Err(_) => return,
         }
         self.sessions += 1;
         if self.made.group.is_some() {
+            // Whether it is still this replica that works, the next look tells.
             self.held.uncertain();
-            self.stand_down();
         }
         self.close_gate();
     }

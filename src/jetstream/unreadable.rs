@@ -5,12 +5,13 @@
 //! stream's own way of handing out a message, as base64 in JSON, cannot break anything: it is
 //! asked for what was delivered and has not arrived.
 
-use super::consumer::{Consumer, Look};
+use super::consumer::Consumer;
 use super::held::Held;
 use super::{ApiError, number, text};
 use async_nats::{HeaderName, HeaderValue, Request, StatusCode, Subject};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use futures_util::{StreamExt, TryStreamExt};
 use serde_json::Value;
 use std::str::FromStr;
 use std::time::{Duration, UNIX_EPOCH};
@@ -18,8 +19,14 @@ use tokio_util::bytes::Bytes;
 
 /// How long the server may take to put a message off.
 const PUT_OFF: Duration = Duration::from_secs(2);
-/// The most messages that are looked at after one lost connection.
-const MOST: usize = 10_000;
+/// How long a message is put off: until it has been decided what becomes of it.
+const PUT_OFF_FOR: Duration = Duration::from_secs(30);
+/// How many sequences are searched one after another, beside others of as many.
+const STRETCH: u64 = 256;
+/// How many stretches are searched at once, as long as each answer is small.
+const MOST_AT_ONCE: usize = 16;
+/// How many bytes of answers may arrive at once.
+const ANSWERS: usize = 16 << 20;
 
 /// A message that can not arrive, as the stream keeps it.
 #[derive(Debug)]
@@ -36,24 +43,34 @@ pub struct Unreadable {
     pub why: &'static str,
 }
 
-/// The unreadable messages among those that were delivered up to `look` and are not in `held`.
+/// The unreadable messages above the sequence `after` and up to `to` that are not in `held`.
 ///
 /// # Errors
-/// When the stream can not be asked.
-pub async fn find(consumer: &Consumer, held: &Held, look: &Look) -> Result<Vec<Unreadable>, ApiError> {
+/// When the stream cannot be asked.
+pub async fn find(consumer: &Consumer, held: &Held, after: u64, to: u64) -> Result<Vec<Unreadable>, ApiError> {
+    // An answer is a message in base64.
+    let answer = consumer.api.max_payload().await.saturating_mul(4) / 3;
+    let at_once = (ANSWERS / answer.max(1)).clamp(1, MOST_AT_ONCE);
+    let starts = (after + 1..=to).step_by(STRETCH as usize);
+    let stretches = futures_util::stream::iter(starts).map(|start| search(consumer, held, start, to.min(start + STRETCH - 1)));
+    let found: Vec<Vec<_>> = stretches.buffered(at_once).try_collect().await?;
+    Ok(found.into_iter().flatten().collect())
+}
+
+/// The unreadable messages from the sequence `next` up to `to` that are not in `held`.
+async fn search(consumer: &Consumer, held: &Held, mut next: u64, to: u64) -> Result<Vec<Unreadable>, ApiError> {
     let mut found = Vec::new();
-    let mut sequence = look.floor + 1;
-    for _ in 0..MOST {
-        while held.knows(sequence) {
-            sequence += 1;
+    loop {
+        while next <= to && held.knows(next) {
+            next += 1;
         }
-        if sequence > look.delivered {
-            break;
+        if next > to {
+            return Ok(found);
         }
-        let Some(message) = consumer.stored(sequence).await? else { break };
-        sequence = number(&message, "/seq");
-        if sequence > look.delivered {
-            break;
+        let Some(message) = consumer.stored(next).await? else { return Ok(found) };
+        let sequence = number(&message, "/seq");
+        if sequence > to {
+            return Ok(found);
         }
         if let Some(why) = why_unreadable(&message).filter(|_| !held.knows(sequence)) {
             let payload = BASE64_STANDARD.decode(text(&message, "/data")).unwrap_or_default();
@@ -62,9 +79,8 @@ pub async fn find(consumer: &Consumer, held: &Held, look: &Look) -> Result<Vec<U
             let subject = text(&message, "/subject").to_owned();
             found.push(Unreadable { sequence, subject, payload: payload.into(), stored_ns, why });
         }
-        sequence += 1;
+        next = sequence + 1;
     }
-    Ok(found)
 }
 
 /// Why the client library would not read this stored message; `None` where it would.
@@ -108,24 +124,33 @@ fn why_unreadable(message: &Value) -> Option<&'static str> {
     None
 }
 
-/// Has the server wait for `wait` before it delivers `sequence` again, so that it is out of the
-/// way of the next requests. Returns when the server has done so.
-pub async fn put_off(consumer: &Consumer, template: &str, sequence: u64, wait: Duration) {
+/// Has the server wait before it delivers a message again that is answered on `reply`, so that it
+/// is out of the way of the next requests. Returns when the server has done so.
+pub async fn put_off(consumer: &Consumer, reply: Subject) {
+    answer(consumer, reply, format!("-NAK {{\"delay\": {}}}", PUT_OFF_FOR.as_nanos())).await;
+}
+
+/// Has the server deliver such a message at the next request, unless it is settled.
+pub async fn provoke(consumer: Consumer, reply: Subject) {
+    answer(&consumer, reply, "-NAK".to_owned()).await;
+}
+
+async fn answer(consumer: &Consumer, reply: Subject, text: String) {
     let context = consumer.api.context().await;
-    let delay = format!("-NAK {{\"delay\": {}}}", wait.as_nanos());
     // Without an answer it breaks the connection once more, and is put off again.
-    let request = Request::new().payload(delay.into()).timeout(Some(PUT_OFF));
-    let _ = context.client().send_request(reply(template, sequence), request).await;
+    let request = Request::new().payload(text.into()).timeout(Some(PUT_OFF));
+    let _ = context.client().send_request(reply, request).await;
 }
 
 /// Where to answer for a message that has not arrived, made of where another one is answered
-/// (`$JS.ACK.`..., ADR-15, in its older form or the one with domain and account).
+/// (`$JS.ACK.`..., ADR-15, in its older form or the one with domain and account). The consumer's
+/// count of `deliveries` is one that the server takes for that of an unsettled message.
 #[must_use]
-pub fn reply(template: &str, sequence: u64) -> Subject {
+pub fn reply(template: &str, sequence: u64, deliveries: u64) -> Subject {
     let mut tokens: Vec<_> = template.split('.').map(str::to_owned).collect();
     let place = if tokens.len() >= 11 { 7 } else { 5 };
-    if let Some(token) = tokens.get_mut(place) {
-        *token = sequence.to_string();
+    if let Some([of_stream, of_consumer]) = tokens.get_mut(place..place + 2) {
+        (*of_stream, *of_consumer) = (sequence.to_string(), deliveries.to_string());
     }
     tokens.join(".").into()
 }
@@ -169,8 +194,8 @@ mod tests {
     #[test]
     fn a_message_is_answered_where_another_one_is_but_for_its_sequence() {
         let old = "$JS.ACK.CMS.relay.1.42.17.1700000000.3";
-        assert_eq!(reply(old, 7).as_str(), "$JS.ACK.CMS.relay.1.7.17.1700000000.3");
+        assert_eq!(reply(old, 7, 18).as_str(), "$JS.ACK.CMS.relay.1.7.18.1700000000.3");
         let new = "$JS.ACK._.hash.CMS.relay.1.42.17.1700000000.3.token";
-        assert_eq!(reply(new, 7).as_str(), "$JS.ACK._.hash.CMS.relay.1.7.17.1700000000.3.token");
+        assert_eq!(reply(new, 7, 18).as_str(), "$JS.ACK._.hash.CMS.relay.1.7.18.1700000000.3.token");
     }
 }

@@ -1,6 +1,8 @@
 //! Pull requests: one at a time, for as much as there is room, and what the server says to them.
 
 use super::{EXPIRES, Pull};
+use crate::jetstream::consumer::PINNED;
+use crate::jetstream::gate::Gate;
 use crate::link::Link;
 use async_nats::{StatusCode, Subscriber};
 use serde_json::json;
@@ -14,33 +16,47 @@ pub(super) const LATE: Duration = Duration::from_secs(4);
 pub(super) const LATE_STOPPING: Duration = Duration::from_secs(1);
 /// How soon after the server has refused a request another one is made.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// How long a sign of life waits at the server.
+const SIGN_EXPIRES: Duration = Duration::from_millis(100);
+/// From sending a request until the turn may end without another one, with some room for clocks.
+const OURS: Duration = PINNED.saturating_sub(Duration::from_millis(100));
 /// The most messages that are asked for by a replica that stands by.
 const STANDING_BY: usize = 32;
 /// How many are asked for while messages are delivered again behind a closed gate.
 const AGAIN: usize = 256;
+/// The most bytes that one request asks for. A server keeps what a slow connection has not taken
+/// yet, and closes the connection once that is too much (`max_pending`, `write_deadline`).
+const MOST_BYTES: usize = 4 << 20;
+/// What a message may take beside its payload and headers: its subject and where it is answered.
+const OVERHEAD: usize = 8 << 10;
+/// Room for a single message of any size: `max_payload` cannot be more than 64 MiB.
+const ONE_MESSAGE: usize = (64 << 20) + OVERHEAD;
+/// What the answers to signs of life arrive on, with the time of the question after it.
+const SIGN: &str = "alive";
 
 /// One connection's requests and deliveries.
 pub(super) struct Session {
     pub(super) generation: u64,
     pub(super) inbox: String,
     pub(super) subscriber: Subscriber,
+    pub(super) began: Instant,
     pub(super) request: u64,
     pub(super) asked_at: Option<Instant>,
+    /// When the server was last told that this replica lives, by a request of any kind.
+    pub(super) alive_at: Option<Instant>,
     pub(super) ask_after: Instant,
     /// Messages that were asked for and have not arrived.
     pub(super) outstanding: usize,
-    /// Whether the next message alone is larger than all that may wait.
+    /// Messages that have arrived for the request, and when the last one did.
+    pub(super) arrived: usize,
+    pub(super) arrived_at: Option<Instant>,
+    /// Whether the next message alone is larger than what was asked for.
     pub(super) oversize: bool,
-    pub(super) pin: Option<String>,
     /// The consumer's count at the next delivery.
     pub(super) next_delivery: Option<u64>,
     pub(super) looked: bool,
     /// Whether the last delivery was not the first of its message: there may be more of these.
     pub(super) again: bool,
-    /// Whether messages were missing in this turn, and whether what waits behind the gate was
-    /// asked for once more since.
-    pub(super) had_missing: bool,
-    pub(super) asked_anew: bool,
 }
 
 impl Session {
@@ -49,21 +65,23 @@ impl Session {
         let (_, client) = link.client().await;
         let inbox = client.new_inbox();
         let subscriber = client.subscribe(format!("{inbox}.*")).await?;
+        let now = Instant::now();
         Ok(Self {
             generation,
             inbox,
             subscriber,
+            began: now,
             request: 0,
             asked_at: None,
-            ask_after: Instant::now(),
+            alive_at: None,
+            ask_after: now,
             outstanding: 0,
+            arrived: 0,
+            arrived_at: None,
             oversize: false,
-            pin: None,
             next_delivery: None,
             looked: false,
             again: false,
-            had_missing: false,
-            asked_anew: false,
         })
     }
 }
@@ -72,118 +90,146 @@ impl Pull {
     /// When something is to be done even if nothing happens.
     pub(super) fn due(&self) -> Instant {
         let now = Instant::now();
-        let asked_at = self.session.asked_at.unwrap_or(now);
-        let ask = if self.session.outstanding > 0 {
-            asked_at + EXPIRES + if self.stopped { LATE_STOPPING } else { LATE }
+        let mut due = if self.session.outstanding > 0 {
+            self.late_at(if self.stopped { LATE_STOPPING } else { LATE })
         } else {
+            let asked_at = self.session.asked_at.unwrap_or(now);
             self.session.ask_after.max(asked_at + EXPIRES).max(now + ASK_AGAIN)
         };
-        if self.looking.is_some() { ask } else { ask.min(self.look_at) }
+        if self.turn.pin.is_some() {
+            due = due.min(self.session.alive_at.map_or(now, |at| at + EXPIRES).max(now + ASK_AGAIN));
+        }
+        if self.looking.is_some() { due } else { due.min(self.look_at) }
     }
 
-    pub(super) fn is_late(&self, by: Duration) -> bool {
-        self.session.asked_at.is_none_or(|at| at.elapsed() > EXPIRES + by)
+    /// When the answer to the last request is late by this much. It is not while messages arrive.
+    fn late_at(&self, by: Duration) -> Instant {
+        let asked_at = self.session.asked_at.unwrap_or(self.session.began);
+        self.session.arrived_at.map_or(asked_at + EXPIRES, |at| at.max(asked_at + EXPIRES)) + by
     }
 
-    /// Makes the next pull request, when there is room and the one before has ended.
+    /// Whether nothing more will arrive for what was asked.
+    pub(super) fn is_answered(&self) -> bool {
+        self.session.outstanding == 0 || self.late_at(LATE_STOPPING) < Instant::now()
+    }
+
+    /// Makes the next pull request, when there is room and the one before has ended; else tells the
+    /// server from time to time that this replica lives.
     pub(super) async fn ask(&mut self) {
         let now = Instant::now();
-        if self.session.outstanding > 0 {
-            if !self.is_late(LATE) {
-                return;
-            }
+        if self.session.outstanding > 0 && self.late_at(LATE) < now && !self.stopped {
             if !std::mem::replace(&mut self.said.unanswered, true) {
                 warn!(stream = self.stream.name, consumer = self.stream.consumer, "a pull request was not answered, asking again");
             }
             self.session.outstanding = 0;
             self.look_at = now;
         }
-        if self.stopped || !self.session.looked || now < self.session.ask_after || !self.link.is_connected() {
+        if !self.link.is_connected() {
             return;
         }
-        let since_asked = self.session.asked_at.map_or(EXPIRES, |at| at.elapsed());
-        let (messages, bytes) = match self.room() {
-            Some(room) => room,
-            // A request that nothing fits into: a sign of life.
-            None if self.session.pin.is_some() && since_asked >= EXPIRES => (1, 1),
-            None => return,
-        };
-        let is_sign = bytes == 1;
-        self.session.request += 1;
-        let mut request = json!({ "batch": messages, "expires": EXPIRES.as_nanos() as u64 });
-        if let Some(fields) = request.as_object_mut() {
-            if bytes > 0 {
-                fields.insert("max_bytes".into(), json!(bytes));
-            }
-            if let Some(group) = self.made.group {
-                fields.insert("group".into(), json!(group));
-                fields.extend(self.session.pin.iter().map(|pin| ("id".to_owned(), json!(pin))));
-            }
+        let may_ask = self.session.outstanding == 0 && self.session.looked && !self.stopped && self.session.ask_after <= now;
+        if let Some((messages, bytes)) = may_ask.then(|| self.room()).flatten() {
+            self.session.request += 1;
+            self.request(&self.session.request.to_string(), messages, bytes, EXPIRES).await;
+            (self.session.asked_at, self.session.outstanding, self.session.arrived) = (Some(now), messages, 0);
+        } else if self.turn.pin.is_some() && self.session.alive_at.is_none_or(|at| now.duration_since(at) >= EXPIRES) {
+            // A request that nothing fits into.
+            let asked = now.duration_since(self.session.began).as_millis();
+            self.request(&format!("{SIGN}{asked}"), 1, 1, SIGN_EXPIRES).await;
+        } else {
+            return;
         }
-        let (_, client) = self.link.client().await;
-        let reply = format!("{}.{}", self.session.inbox, self.session.request);
-        // It fails only when the client has ended, and then the subscription says so.
-        let _ = client.publish_with_reply(self.consumer.next(), reply, request.to_string().into()).await;
-        self.session.asked_at = Some(now);
-        self.session.outstanding = if is_sign { 0 } else { messages };
+        self.session.alive_at = Some(now);
     }
 
-    /// How many messages and bytes may be asked for; 0 bytes is without a limit.
+    async fn request(&self, name: &str, messages: usize, bytes: usize, expires: Duration) {
+        let mut request = json!({ "batch": messages, "max_bytes": bytes, "expires": expires.as_nanos() as u64 });
+        if let (Some(fields), Some(group)) = (request.as_object_mut(), self.made.group) {
+            fields.insert("group".into(), json!(group));
+            fields.extend(self.turn.pin.iter().map(|pin| ("id".to_owned(), json!(pin))));
+        }
+        let (_, client) = self.link.client().await;
+        let reply = format!("{}.{name}", self.session.inbox);
+        // It fails only when the client has ended, and then the subscription says so.
+        let _ = client.publish_with_reply(self.consumer.next(), reply, request.to_string().into()).await;
+    }
+
+    /// How many messages and bytes may be asked for.
     fn room(&mut self) -> Option<(usize, usize)> {
-        let pending = usize::try_from(self.metrics.pending_bytes.get()).unwrap_or(0) + self.gate.bytes();
+        let waiting = usize::try_from(self.metrics.pending_bytes.get()).unwrap_or(0);
+        let free = |gate: &Gate| self.limits.bytes.saturating_sub(waiting + gate.bytes());
+        let most = MOST_BYTES.max(self.link.max_payload().saturating_add(OVERHEAD).min(ONE_MESSAGE));
         let held = self.held.len();
         if !self.gate.is_open() {
-            if let Some(missing) = self.gate.missing() {
-                return Some((missing, 0));
-            }
-            if self.session.again {
-                return Some((AGAIN, 0));
-            }
-            if self.session.asked_at.is_some_and(|at| at.elapsed() < EXPIRES) {
-                return None;
-            }
-            if self.gate.bytes() >= self.limits.bytes
-                && let Some(sequence) = self.gate.drop_newest()
+            let wanted = match self.gate.missing() {
+                Some(missing) => missing,
+                None if self.session.again => AGAIN,
+                None if self.session.asked_at.is_some_and(|at| at.elapsed() < EXPIRES) => return None,
+                None => 1,
+            };
+            while free(&self.gate) == 0
+                && let Some(sequence) = self.gate.drop_new()
             {
                 // It is delivered again later.
                 self.held.forget(sequence);
             }
-            return Some((1, 0));
+            // What is missing has to come, even where it takes more room than there is now.
+            return Some(match free(&self.gate) {
+                bytes if wanted > 1 && bytes > 0 && !self.session.oversize => (wanted, bytes.min(most)),
+                _ => (1, ONE_MESSAGE),
+            });
         }
         if held == 0 && self.session.oversize {
-            return Some((1, 0));
+            return Some((1, ONE_MESSAGE));
         }
         let messages = self.limits.messages.saturating_sub(held);
-        let bytes = self.limits.bytes.saturating_sub(pending);
+        let bytes = free(&self.gate);
         if messages == 0 || bytes == 0 || (held > 0 && (messages < self.limits.messages / 4 || bytes < self.limits.bytes / 4)) {
             return None;
         }
-        Some((if self.stands_by() { messages.min(STANDING_BY) } else { messages }, bytes.max(2)))
+        Some((if self.stands_by() { messages.min(STANDING_BY) } else { messages }, bytes.min(most).max(2)))
+    }
+
+    /// The turn is this replica's for a while, as the server has answered what was asked at `asked_at`.
+    pub(super) fn is_ours_since(&self, asked_at: Instant) {
+        if self.turn.pin.is_some() {
+            self.held.ours_until(Some(asked_at + OURS));
+        }
     }
 
     /// The server has said something about a request.
     pub(super) fn told(&mut self, subject: &str, status: Option<StatusCode>, description: &str) {
-        let number = subject.rsplit('.').next().and_then(|number| number.parse::<u64>().ok());
-        // All of it has been delivered; that was counted.
-        if number != Some(self.session.request) || description == "Batch Completed" {
+        let code = status.map_or(0, |status| status.as_u16());
+        let name = subject.rsplit('.').next().unwrap_or_default();
+        let sign = name.strip_prefix(SIGN).and_then(|asked| asked.parse().ok()).map(Duration::from_millis);
+        let is_current = name.parse() == Ok(self.session.request);
+        if sign.is_none() && !is_current {
             return;
         }
         self.said.unanswered = false;
-        let had_asked = std::mem::take(&mut self.session.outstanding) > 0;
+        // Another replica works.
+        if code == 423 {
+            (self.session.next_delivery, self.look_at) = (None, Instant::now());
+            self.end_turn();
+            self.held.certain();
+        } else if code < 500 {
+            self.is_ours_since(sign.map_or(self.session.asked_at.unwrap_or(self.session.began), |asked| self.session.began + asked));
+        }
+        // All of a completed batch has been delivered, and that was counted.
+        if sign.is_some() || description == "Batch Completed" {
+            return;
+        }
+        self.session.outstanding = 0;
         self.session.again = false;
-        match status.map_or(0, |status| status.as_u16()) {
-            404 | 408 => {}
-            // Another replica works.
-            423 => {
-                (self.session.pin, self.session.next_delivery, self.look_at) = (None, None, Instant::now());
-                self.stand_down();
-                self.held.certain();
-            }
-            // The next message is one for which there is no room yet; nothing fits into a sign of life.
+        match code {
+            404 | 408 | 423 => {}
+            // The next message is one for which there is no room in the request.
             409 if description == "Message Size Exceeds MaxBytes" => {
-                if had_asked {
+                if self.session.arrived == 0 {
                     self.session.oversize = true;
-                    self.session.ask_after = Instant::now() + ASK_AGAIN;
+                    if self.gate.is_open() {
+                        self.session.ask_after = Instant::now() + ASK_AGAIN;
+                    }
                 }
             }
             code => {

@@ -75,7 +75,7 @@ pub async fn run(config: Plugins, environment: &Environment, matches: &ArgMatche
         headers,
         payload: payload.into(),
         id: Id::unique(),
-        failure_told: false.into(),
+        end: Default::default(),
         stored: None,
     });
 
@@ -96,7 +96,7 @@ pub async fn run(config: Plugins, environment: &Environment, matches: &ArgMatche
         })
         .await;
     let result = shaped.map_err(relay::Failure::Plugin).and_then(|shaped| {
-        let outbound = relay::relayed_copy(&message, &relayed, &shaped.tail, shaped.payload, MAX_PAYLOAD)?;
+        let outbound = relay::relayed_copy(&message, &relayed, &shaped.tail, shaped.payload, message.id.to_string(), MAX_PAYLOAD)?;
         let delivery = Delivery::new(&message, shaped.body.clone(), shaped.headers, outbound.clone(), &Metrics::default());
         Ok(Relayed { headers: delivery.headers(), body: shaped.body, copy: outbound })
     });
