@@ -7,6 +7,7 @@ use crate::jetstream::Api;
 use crate::jetstream::capture::Capture;
 use crate::jetstream::consumer::Consumer;
 use crate::link::Link;
+use crate::log::say;
 use crate::metrics::Metrics;
 use crate::nats;
 use crate::plugin::{Plugins, kit};
@@ -32,6 +33,12 @@ use tracing::{error, info, warn};
 
 /// Runs the program with the arguments of a command line.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let code = execute(arguments);
+    log::end();
+    code
+}
+
+fn execute(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let matches = match command_line().try_get_matches_from(arguments) {
         Ok(matches) => matches,
         Err(error) => {
@@ -42,7 +49,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("nats-webhook-relay: cannot start the runtime: {error}");
+            log::complain(format_args!("nats-webhook-relay: cannot start the runtime: {error}"));
             return ExitCode::FAILURE;
         }
     };
@@ -52,7 +59,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let (config, unknown) = match configuration() {
         Ok(configuration) => configuration,
         Err(mistakes) => {
-            eprintln!("nats-webhook-relay: {mistakes}");
+            log::complain(format_args!("nats-webhook-relay: {mistakes}"));
             return ExitCode::from(EX_USAGE);
         }
     };
@@ -72,7 +79,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if matches.subcommand_name() == Some("check") => {
-            eprintln!("nats-webhook-relay: {}", log::shown(&format!("{error:#}")));
+            log::complain(format_args!("nats-webhook-relay: {}", log::shown(&format!("{error:#}"))));
             ExitCode::FAILURE
         }
         Err(error) => {
@@ -113,6 +120,7 @@ fn configuration() -> Result<(Config, Vec<String>), Mistakes> {
 async fn run(config: &Config) -> anyhow::Result<()> {
     let stop = stop_signal()?;
     tokio::pin!(stop);
+    tokio::spawn(log::tell_dropped());
     let metrics = Metrics::default();
     let readiness = Readiness::default();
     info!(
@@ -185,40 +193,39 @@ async fn publisher(config: &Config, link: &Link, metrics: &Metrics) -> anyhow::R
 }
 
 /// Tries everything that can be tried without relaying anything.
-#[allow(clippy::print_stdout, reason = "this is what the command is for")]
 async fn check(config: &Config) -> anyhow::Result<()> {
     let metrics = Metrics::default();
     Webhook::new(&config.webhook, &metrics)?;
     for plugin in Plugins::load(&config.plugins, &metrics).await?.iter().flat_map(Plugins::describe) {
-        println!("runs          plugin {plugin}");
+        say(format_args!("runs          plugin {plugin}"))?;
     }
     let link = nats::connect_or_fail(&config.nats, &metrics).await?;
     if let Some(context) = &config.nats.context {
-        println!("uses          {context}");
+        say(format_args!("uses          {context}"))?;
     }
-    println!("connected to  nats-server {}", link.client().await.1.server_info().version);
+    say(format_args!("connected to  nats-server {}", link.client().await.1.server_info().version))?;
     let publisher = publisher(config, &link, &metrics).await?;
     if let Some(stream) = &config.nats.stream {
         let consumer = Consumer::new(Api::of_stream(stream, &link), stream, &config.listen, config.pending.messages);
         let found = consumer.check().await?;
         consumer.may_be_used(&publisher).await?;
-        println!("reads from    {} (stream {}, consumer {} {found})", config.listen.wildcard(), stream.name, stream.consumer);
+        say(format_args!("reads from    {} (stream {}, consumer {} {found})", config.listen.wildcard(), stream.name, stream.consumer))?;
     } else {
         // Outside of the queue group: a message given to this process would reach nobody.
         let alone = config::Nats { queue_group: None, ..config.nats.clone() };
         Subscription::open(&alone, &config.listen, &link, &publisher).await?;
         let group = config.nats.queue_group.as_ref().map(|group| format!(" (queue group {group})"));
-        println!("listens on    {}{}", config.listen.wildcard(), group.unwrap_or_default());
+        say(format_args!("listens on    {}{}", config.listen.wildcard(), group.unwrap_or_default()))?;
     }
     for destination in &config.webhook.destinations {
-        println!("calls         {destination}");
+        say(format_args!("calls         {destination}"))?;
     }
-    println!("republishes   {}", config.relayed.wildcard());
+    say(format_args!("republishes   {}", config.relayed.wildcard()))?;
     match &config.failed {
-        Some(failed) => println!("on failure    {}", failed.wildcard()),
-        None => println!("on failure    logs an error (NATS_FAILED_SUBJECT_PREFIX is not set)"),
+        Some(failed) => say(format_args!("on failure    {}", failed.wildcard()))?,
+        None => say(format_args!("on failure    logs an error (NATS_FAILED_SUBJECT_PREFIX is not set)"))?,
     }
-    println!("\nfor example   {}\n          ->  {}", config.listen.subject("article.42"), config.relayed.subject("article.42"));
+    say(format_args!("\nfor example   {}\n          ->  {}", config.listen.subject("article.42"), config.relayed.subject("article.42")))?;
     Ok(())
 }
 
@@ -262,6 +269,7 @@ fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
                 Some(first) => drop(first.send(())),
                 None => {
                     error!("stopped at once by a second signal; messages in work are not relayed");
+                    log::end();
                     std::process::exit(1);
                 }
             }

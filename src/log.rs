@@ -4,9 +4,13 @@
 //! answer and the republished message, in the manner of webhook command lines. `compact` and
 //! `json` show the same events with all fields.
 
+mod lines;
+
+pub use lines::{dropped, end, tell_dropped};
+
 use crate::config::{Format, Log};
-use std::fmt;
-use std::io::IsTerminal;
+use std::fmt::{self, Display};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::time::SystemTime;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber, error};
@@ -24,7 +28,11 @@ pub fn start(log: &Log) {
     log_panics();
     let terminal = std::io::stderr().is_terminal();
     let color = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let builder = tracing_subscriber::fmt().with_env_filter(filter(&log.filter)).with_ansi(color).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter(&log.filter))
+        .with_ansi(color)
+        .with_writer(lines::start())
+        .log_internal_errors(false);
     let format = log.format.unwrap_or(if terminal { Format::Pretty } else { Format::Compact });
     match format {
         Format::Pretty => builder.event_format(Pretty).finish().with(without_logins()).init(),
@@ -34,6 +42,23 @@ pub fn start(log: &Log) {
             json.finish().with(without_logins()).init();
         }
     }
+}
+
+/// Writes a line of a command's result to standard output. Its reader may have seen enough, as
+/// `head` has.
+///
+/// # Errors
+/// When it cannot be written for another reason.
+pub fn say(line: impl Display) -> io::Result<()> {
+    match writeln!(io::stdout(), "{line}") {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written.map_err(|error| io::Error::new(error.kind(), format!("cannot write to standard output: {error}"))),
+    }
+}
+
+/// Says on standard error why a command has failed. Where that cannot be said, the exit code tells.
+pub fn complain(text: impl Display) {
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// The NATS client tells at `trace` how it logs in, with the user.

@@ -1,6 +1,7 @@
 //! What the relay counts. Every message that is received ends in exactly one of `relayed`,
 //! `rejected`, `failed`, `given_back` and `pending`; what never became a message of ours is in `lost` and `gaps`.
 
+use crate::log;
 use crate::plugin::{Hook, Kind};
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
@@ -198,6 +199,9 @@ impl Metrics {
         );
         registry.register("messages_redelivered", "Messages that the stream delivered again", self.redelivered.clone());
         registry.register("stream_messages_pending", "Messages that wait in the stream", self.stream_pending.clone());
+        let dropped = Counter::<u64>::default();
+        dropped.inc_by(log::dropped() as u64);
+        registry.register("log_lines_dropped", "Log lines that standard error did not take", dropped);
         registry.register("active", "1 while this replica is the one that works", self.active.clone());
         registry.register_with_unit(
             "webhook_call",

@@ -61,7 +61,7 @@ pub async fn main(matches: &ArgMatches) -> ExitCode {
     match execute(matches).await {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("nats-webhook-relay: {}", log::shown(&format!("{error:#}")));
+            log::complain(format_args!("nats-webhook-relay: {}", log::shown(&format!("{error:#}"))));
             ExitCode::from(if error.is::<Mistakes>() { config::EX_USAGE } else { 1 })
         }
     }

@@ -1,7 +1,7 @@
 //! `plugin check`: what a component is, and whether the relay would take it.
 
 use crate::config::{Cache, Plugins};
-use crate::log::shown;
+use crate::log::{complain, say, shown};
 use crate::plugin::guest::{Guest, Setup};
 use crate::plugin::output::Hide;
 use crate::plugin::{files, host::Host};
@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// Prints what each plugin is; fails when one can not be used.
-#[allow(clippy::print_stdout, reason = "this is what the command is for")]
 pub async fn check(config: Plugins) -> anyhow::Result<ExitCode> {
     // The time is that of a compilation.
     let config = Plugins { cache: Cache::Off, ..config };
@@ -23,21 +22,24 @@ pub async fn check(config: Plugins) -> anyhow::Result<ExitCode> {
         match Guest::load(&file, setup, &host).await {
             Ok(guest) => {
                 let imports = guest.imports();
-                println!("{}", file.path.display());
-                println!("  name      {} (configured by PLUGIN_{}_<KEY>)", guest.name, files::folded(&guest.name));
-                println!("  hooks     {}", guest.hook_names());
-                println!("  imports   {}", if imports.is_empty() { "nothing".to_owned() } else { shown(&imports.join("\n            ")) });
-                println!("  size      {}", ByteSize::b(file.bytes).display().iec());
-                println!("  compiled  and instantiated in {} ms", began.elapsed().as_millis());
-                println!("  memory    {} when instantiated", ByteSize::b(guest.idle_memory()).display().iec());
+                say(format_args!("{}", file.path.display()))?;
+                say(format_args!("  name      {} (configured by PLUGIN_{}_<KEY>)", guest.name, files::folded(&guest.name)))?;
+                say(format_args!("  hooks     {}", guest.hook_names()))?;
+                say(format_args!(
+                    "  imports   {}",
+                    if imports.is_empty() { "nothing".to_owned() } else { shown(&imports.join("\n            ")) }
+                ))?;
+                say(format_args!("  size      {}", ByteSize::b(file.bytes).display().iec()))?;
+                say(format_args!("  compiled  and instantiated in {} ms", began.elapsed().as_millis()))?;
+                say(format_args!("  memory    {} when instantiated", ByteSize::b(guest.idle_memory()).display().iec()))?;
                 let memory = ByteSize::b(config.memory as u64).display().iec();
-                println!(
+                say(format_args!(
                     "  limits    {} a call (PLUGIN_TIMEOUT), {memory} of memory (PLUGIN_MEMORY)",
                     humantime::format_duration(config.timeout)
-                );
+                ))?;
             }
             Err(error) => {
-                eprintln!("{}: can not be used: {}", file.path.display(), shown(&format!("{error:#}")));
+                complain(format_args!("{}: cannot be used: {}", file.path.display(), shown(&format!("{error:#}"))));
                 code = ExitCode::FAILURE;
             }
         }

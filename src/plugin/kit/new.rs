@@ -1,5 +1,6 @@
 //! `plugin new`: a project that builds with one command.
 
+use crate::log::say;
 use crate::plugin::files::folded;
 use anyhow::{Context, ensure};
 use std::fs::Permissions;
@@ -54,7 +55,6 @@ const PYTHON: &[Template] = &[
 ///
 /// # Errors
 /// When the name will not do or the folder exists.
-#[allow(clippy::print_stdout, reason = "this is what the command is for")]
 pub fn new(language: &str, name: &str, parent: &Path) -> anyhow::Result<ExitCode> {
     let is_letter = |c: char| c.is_ascii_lowercase();
     ensure!(
@@ -81,6 +81,6 @@ pub fn new(language: &str, name: &str, parent: &Path) -> anyhow::Result<ExitCode
             std::fs::set_permissions(&path, Permissions::from_mode(0o755)).with_context(context)?;
         }
     }
-    println!("wrote {}; how to build, test and run it: {}", folder.display(), folder.join("README.md").display());
+    say(format_args!("wrote {}; how to build, test and run it: {}", folder.display(), folder.join("README.md").display()))?;
     Ok(ExitCode::SUCCESS)
 }

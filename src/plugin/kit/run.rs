@@ -2,7 +2,7 @@
 
 use crate::config::Plugins;
 use crate::environment::Environment;
-use crate::log::shown;
+use crate::log::{self, shown};
 use crate::message::{Id, Message, Outbound};
 use crate::metrics::Metrics;
 use crate::plugin::host::Host;
@@ -16,7 +16,7 @@ use async_nats::HeaderMap;
 use base64::Engine as _;
 use clap::ArgMatches;
 use serde_json::{Map, Value, json};
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Read};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio_util::bytes::Bytes;
@@ -66,7 +66,7 @@ pub async fn run(config: Plugins, environment: &Environment, matches: &ArgMatche
         headers.append(name, value.trim());
     }
     if std::io::stdin().is_terminal() {
-        eprintln!("reading the payload from the terminal; end it with Ctrl-D");
+        log::complain("reading the payload from the terminal; end it with Ctrl-D");
     }
     let mut payload = Vec::new();
     std::io::stdin().read_to_end(&mut payload).context("cannot read the payload from stdin")?;
@@ -103,8 +103,7 @@ pub async fn run(config: Plugins, environment: &Environment, matches: &ArgMatche
     let output = std::mem::take(&mut *output.lock().unwrap_or_else(PoisonError::into_inner));
     let report = Report { result, output, calls };
     let text = if matches.get_flag("json") { format!("{:#}\n", report.json()) } else { shown(&report.text()) };
-    // Whoever reads it may have seen enough, as `head` has.
-    let _ = std::io::stdout().write_all(text.as_bytes());
+    log::say(text.trim_end_matches('\n'))?;
     Ok(match report.result {
         Ok(_) => ExitCode::SUCCESS,
         Err(failure) if failure.is_rejection() => ExitCode::from(REJECTED),
