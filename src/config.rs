@@ -7,7 +7,7 @@
 mod connection;
 
 use crate::certificates::{self, Certificates};
-use crate::context::Context;
+use crate::context::{self, Context};
 use crate::destination::Destination;
 use crate::environment::Environment;
 use crate::headers;
@@ -432,6 +432,7 @@ impl Config {
             Some(std::env::split_paths(text).filter(|path| !path.as_os_str().is_empty()).collect::<Vec<_>>())
         });
         let plugins = plugins.unwrap_or_default();
+        let plugins: Vec<_> = plugins.iter().filter_map(|path| read.path_in("PLUGINS", &path.to_string_lossy())).collect();
         read.mistakes.extend(plugin::files::find(&plugins).err().into_iter().flatten());
         let plugins = read.plugins(plugins);
         let max_in_flight = read.required("MAX_IN_FLIGHT", "a number from 1 to 65536", number(1..=65_536));
@@ -560,13 +561,22 @@ impl Reader<'_> {
     }
 
     fn file(&mut self, name: &str) -> Option<String> {
-        let path = self.environment.get(name)?;
+        let path = self.path_in(name, self.environment.get(name)?)?;
         match std::fs::read_to_string(path) {
-            Ok(text) if text.trim().is_empty() => self.mistakes.push(format!("{name}: {path} is empty")),
+            Ok(text) if text.trim().is_empty() => self.mistakes.push(format!("{name}: the file that it names is empty")),
             Ok(text) => return Some(text.trim_end_matches(['\r', '\n']).to_owned()),
-            Err(error) => self.mistakes.push(format!("{name}: cannot read {path}: {error}")),
+            // The secret itself may have been put there by mistake.
+            Err(error) => self.mistakes.push(format!(
+                "{name}: cannot read the file that it names: {error}; it takes a path, and {} takes the value itself",
+                name.trim_end_matches("_FILE")
+            )),
         }
         None
+    }
+
+    /// The path that a variable's text means.
+    fn path_in(&mut self, name: &str, text: &str) -> Option<PathBuf> {
+        context::path(self.environment, text).map_err(|error| self.mistakes.push(format!("{name}: {error}"))).ok()
     }
 
     /// The parsed value; a mistake where the text does not parse, None without one where it is unset.
@@ -705,9 +715,11 @@ impl Reader<'_> {
         let timeout = self.required("PLUGIN_TIMEOUT", DURATION, duration(1));
         let memory = self.required("PLUGIN_MEMORY", SIZE, size);
         let watch = self.required("PLUGIN_WATCH", "true or false", |text| text.parse().ok());
-        let cache = self.optional("PLUGIN_CACHE", "a folder, or off", |text| {
-            Some(if text == "off" { Cache::Off } else { Cache::At(PathBuf::from(text)) })
-        });
+        let cache = match self.text("PLUGIN_CACHE") {
+            Some(text) if text == "off" => Some(Cache::Off),
+            Some(text) => self.path_in("PLUGIN_CACHE", &text).map(Cache::At),
+            None => None,
+        };
         let settings = self.plugin_settings();
         Some(Plugins { paths, timeout: timeout?, memory: memory?, watch: watch?, cache: cache.unwrap_or(Cache::User), settings })
     }
@@ -761,8 +773,9 @@ impl Reader<'_> {
 
     /// What `read` finds in the file that a variable names.
     fn pem_file<T>(&mut self, name: &'static str, read: impl Fn(&Path) -> Result<T, String>) -> Option<T> {
-        let path = self.text(name)?;
-        read(Path::new(&path)).map_err(|error| self.mistakes.push(format!("{name}: {error}"))).ok()
+        let text = self.text(name)?;
+        let path = self.path_in(name, &text)?;
+        read(&path).map_err(|error| self.mistakes.push(format!("{name}: {error}"))).ok()
     }
 
     fn webhook_headers(&mut self) -> HeaderMap {

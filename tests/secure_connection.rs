@@ -389,11 +389,13 @@ async fn the_jwt_of_an_operators_user_opens_the_server() {
         &[("NATS_CREDS", file.as_str())][..],
         &[("NATS_CREDS", "~/relay.creds"), ("HOME", home)],
         &[("NATS_CREDS_FILE", &file)],
+        &[("NATS_CREDS_FILE", "~/relay.creds"), ("HOME", home)],
+        &[("NATS_CREDS_FILE", "file://$HOME/relay.creds"), ("HOME", home)],
         &[("NATS_CREDS", &content)],
         // As some files with variables have it.
         &[("NATS_CREDS", &content.replace('\n', " "))],
         &[("NATS_JWT", &user.jwt), ("NATS_SEED", &user.seed)],
-        &[("NATS_JWT_FILE", &jwt), ("NATS_SEED_FILE", &seed)],
+        &[("NATS_JWT_FILE", &jwt), ("NATS_SEED_FILE", "~/seed"), ("HOME", home)],
     ] {
         assert_connects(&host, variables, &secrets);
     }
@@ -426,7 +428,7 @@ async fn credentials_that_can_not_work_are_told_by_what_is_wrong_with_them() {
         (&[("NATS_JWT", &expired.jwt), ("NATS_SEED", &expired.seed)], 1, &["expired at 2023-11-14T22:13:20Z", "NATS_JWT"]),
         (&[("NATS_CREDS", &creds("stranger", &stranger.credentials()))], 1, &["refused the login: check NATS_CREDS"]),
         (&[("NATS_CREDS", "/none/hunter2")], 64, &["NATS_CREDS: cannot read the file that it names: No such file"]),
-        (&[("NATS_CREDS_FILE", "/none/here")], 64, &["NATS_CREDS_FILE: cannot read /none/here: No such file"]),
+        (&[("NATS_CREDS_FILE", "/none/here")], 64, &["NATS_CREDS_FILE: cannot read the file that it names: No such file"]),
         (&[("NATS_CREDS", &creds("text", SECRET))], 64, &["NATS_CREDS: holds no"]),
         (&[("NATS_CREDS", &creds("seedless", &without_seed))], 64, &["NATS_CREDS: holds no valid seed"]),
         (&[("NATS_CREDS", &creds("jwtless", &without_jwt))], 64, &["NATS_CREDS: holds no JWT"]),

@@ -5,7 +5,7 @@
 
 use super::{Nats, Reader, is_subject};
 use crate::certificates;
-use crate::context::{self, Context};
+use crate::context::Context;
 use crate::nats::jwt::Claims;
 use crate::nats::login::{Login, Source, user_key};
 use crate::nats::tls::Tls;
@@ -318,13 +318,7 @@ impl Reader<'_> {
                 self.mistakes.push(format!("{name}: expected the path of a PEM file, not its content"));
                 return None;
             }
-            Some(text) => match context::path(environment, &text) {
-                Ok(path) => Told { by: name.to_owned(), value: path },
-                Err(error) => {
-                    self.mistakes.push(format!("{name}: {error}"));
-                    return None;
-                }
-            },
+            Some(text) => Told { by: name.to_owned(), value: self.path_in(name, &text)? },
             None => {
                 let told = self.told_by(context, field, |context, field| context.path(environment, field))?;
                 Told { by: format!("NATS_CONTEXT: {}", told.by), value: told.value }
@@ -349,15 +343,9 @@ impl Reader<'_> {
         let text = self.text(name)?;
         let file = self.environment.get(&format!("{name}_FILE"));
         let source = match file {
-            Some(path) => Source::File(PathBuf::from(path)),
+            Some(path) => Source::File(self.path_in(name, path)?),
             None if is_content(&text) => Source::Text(Secret::new(text)),
-            None => match context::path(self.environment, &text) {
-                Ok(path) => Source::File(path),
-                Err(error) => {
-                    self.mistakes.push(format!("{name}: {error}"));
-                    return None;
-                }
-            },
+            None => Source::File(self.path_in(name, &text)?),
         };
         check(source.clone()).map_err(|error| self.mistakes.push(format!("{name}: {error}"))).ok().map(|()| source)
     }
