@@ -9,11 +9,13 @@ use futures_util::StreamExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use support::endpoint::{Endpoint, Reply};
 use support::held::Held;
 use support::nats::NatsServer;
 use support::proxy::Proxy;
 use support::relay::Relay;
-use support::stream::{HTTP, JETSTREAM, JetStream, PATIENT, STREAM, complete_and_in_order, number};
+use support::setup::{Setup, header, poison};
+use support::stream::{FAILED, HTTP, JETSTREAM, JetStream, PATIENT, STREAM, complete_and_in_order, number, server, setup};
 use support::{signal, subscribe};
 
 use serde_json::json;
@@ -187,4 +189,118 @@ async fn messages_of_several_megabytes_are_relayed_after_a_crash() {
 #[tokio::test]
 async fn messages_of_several_megabytes_over_a_link_are_relayed_after_a_crash() {
     Backlog { messages: 40, bytes: 4_000_000, subjects: 2, link: Some(20_000_000) }.is_relayed_after_a_crash().await;
+}
+
+// Messages that cannot be read, far above the floor
+
+/// An endpoint that accepts everything but `cms.cache.never`.
+async fn all_but_one() -> Endpoint {
+    Endpoint::start(|call| Reply::status(if call.subject() == "cms.cache.never" { 503 } else { 200 })).await
+}
+
+/// Publishes one that cannot be read. It fails within seconds, and others are relayed after it.
+async fn gets_past_poison(setup: &mut Setup, stream: &JetStream, payload: &str) {
+    let began = Instant::now();
+    setup.publish_by_hand(&poison("cms.cache.s0", payload)).await;
+    for subject in ["cms.cache.s0", "cms.cache.s1"] {
+        stream.publish(subject, payload).await;
+    }
+    let letter = setup.failed().await;
+    println!("{payload} is failed after {:?}", began.elapsed());
+    assert_eq!((header(&letter, "Relay-Reason"), &letter.payload[..]), ("unreadable", payload.as_bytes()));
+    let relayed = setup.relayed_by_subject(2).await;
+    assert_eq!(relayed.iter().map(|message| &message.payload[..]).collect::<Vec<_>>(), [payload.as_bytes(); 2]);
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    stream.unsettled(1).await;
+}
+
+/// A message that nobody accepts keeps the consumer's floor where it is, and many after it are settled.
+async fn far_above_the_floor(endpoint: &Endpoint) -> (Setup, JetStream) {
+    const MESSAGES: usize = 10_500;
+    let (mut setup, stream) = setup(&endpoint.url(), &LONELY).await;
+    stream.publish("cms.cache.never", "0").await;
+    for first in (0..MESSAGES).step_by(1_500) {
+        stream.fill(first..first + 1_500, 50, 0).await;
+    }
+    for _ in 0..MESSAGES {
+        setup.relayed().await;
+    }
+    stream.unsettled(1).await;
+    (setup, stream)
+}
+
+/// For one relay and a message that it cannot finish.
+const LONELY: [(&str, &str); 3] =
+    [("WEBHOOK_MAX_ATTEMPTS", "unlimited"), ("SHUTDOWN_GRACE", "1s"), ("RUST_LOG", "warn,nats_webhook_relay=info")];
+
+#[tokio::test]
+async fn a_message_that_cannot_be_read_far_above_the_floor_fails_once() {
+    let endpoint = all_but_one().await;
+    let (mut setup, stream) = far_above_the_floor(&endpoint).await;
+    gets_past_poison(&mut setup, &stream, "first").await;
+    gets_past_poison(&mut setup, &stream, "second").await;
+    setup.end().await;
+}
+
+#[tokio::test]
+async fn a_message_that_cannot_be_read_far_above_the_floor_fails_once_after_a_restart() {
+    let endpoint = all_but_one().await;
+    let (mut setup, stream) = far_above_the_floor(&endpoint).await;
+    let nats = setup.nats.url();
+    restart(&mut setup, &endpoint, &nats).await;
+    gets_past_poison(&mut setup, &stream, "first").await;
+    restart(&mut setup, &endpoint, &nats).await;
+    gets_past_poison(&mut setup, &stream, "second").await;
+    setup.end().await;
+}
+
+/// Kills the relay and starts another one, which has what is not settled when this returns.
+async fn restart(setup: &mut Setup, endpoint: &Endpoint, nats: &str) {
+    signal(setup.relay.pid(), "KILL");
+    let calls = endpoint.count();
+    setup.relay = Relay::start(nats, &endpoint.url(), &[&[STREAM, HTTP, FAILED], &LONELY[..]].concat()).await;
+    endpoint.received(calls + 1).await;
+}
+
+/// The relay's connection is cut, after which it looks for what may have broken it, and nothing more fails.
+async fn nothing_fails_over_cuts(setup: &mut Setup, stream: &JetStream, proxy: &Proxy) {
+    for cut in 1..=2 {
+        // Or what is settled only here would come again.
+        stream.unsettled(1).await;
+        proxy.cut();
+        setup.relay.logged_times("reconnected to NATS", cut).await;
+        stream.publish("cms.cache.s0", cut.to_string()).await;
+        assert_eq!(setup.relayed().await.payload, cut.to_string());
+    }
+    setup.end().await;
+}
+
+#[tokio::test]
+async fn what_could_not_be_read_before_a_restart_fails_no_second_time() {
+    let (nats, stream) = server().await;
+    let proxy = Proxy::to(nats.port).await;
+    let endpoint = all_but_one().await;
+    let mut setup = Setup::on(nats, &endpoint.url(), &[&[STREAM, HTTP], &LONELY[..]].concat()).await;
+    stream.publish("cms.cache.never", "0").await;
+    endpoint.received(1).await;
+    gets_past_poison(&mut setup, &stream, "first").await;
+    restart(&mut setup, &endpoint, &proxy.url()).await;
+    nothing_fails_over_cuts(&mut setup, &stream, &proxy).await;
+}
+
+#[tokio::test]
+async fn what_could_not_be_read_by_another_replica_fails_no_second_time() {
+    let (nats, stream) = server().await;
+    let proxy = Proxy::to(nats.port).await;
+    let endpoint = all_but_one().await;
+    let mut setup = Setup::on(nats, &endpoint.url(), &[&[STREAM, HTTP], &LONELY[..]].concat()).await;
+    stream.publish("cms.cache.never", "0").await;
+    endpoint.received(1).await;
+    let other = Relay::start(&proxy.url(), &endpoint.url(), &[&[STREAM, HTTP, FAILED], &LONELY[..]].concat()).await;
+    gets_past_poison(&mut setup, &stream, "first").await;
+    signal(setup.relay.pid(), "KILL");
+    setup.relay = other;
+    stream.publish("cms.cache.s0", "taken over").await;
+    assert_eq!(setup.relayed().await.payload, "taken over");
+    nothing_fails_over_cuts(&mut setup, &stream, &proxy).await;
 }
