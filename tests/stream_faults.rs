@@ -6,17 +6,20 @@ mod support;
 
 use async_nats::Client;
 use futures_util::StreamExt;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use support::endpoint::{Endpoint, Reply};
+use support::endpoint::{Call, Endpoint, Reply};
 use support::held::Held;
 use support::nats::NatsServer;
 use support::proxy::Proxy;
 use support::relay::Relay;
 use support::setup::{Setup, header, poison};
-use support::stream::{FAILED, HTTP, JETSTREAM, JetStream, PATIENT, STREAM, complete_and_in_order, number, server, setup};
-use support::{signal, subscribe};
+use support::stream::{
+    FAILED, HTTP, JETSTREAM, JetStream, PATIENT, STREAM, complete_and_in_order, let_pass, number, numbers, server, setup,
+};
+use support::{eventually, signal, subscribe};
 
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -303,4 +306,133 @@ async fn what_could_not_be_read_by_another_replica_fails_no_second_time() {
     stream.publish("cms.cache.s0", "taken over").await;
     assert_eq!(setup.relayed().await.payload, "taken over");
     nothing_fails_over_cuts(&mut setup, &stream, &proxy).await;
+}
+
+// While a relay drains
+
+/// How many subjects there are, of which each begins with a call that lasts.
+const LANES: usize = 3;
+
+/// A replica that drains, with calls that last and messages that wait behind them.
+struct Draining {
+    nats: NatsServer,
+    proxy: Proxy,
+    relay: Relay,
+}
+
+impl Draining {
+    /// Two replicas, of which the one that works is stopped, has its first calls answered `after` they have begun, and
+    /// suffers `fault` meanwhile. What it had not begun by then is called for by one of the two, in order.
+    async fn suffers(after: Duration, fault: impl AsyncFnOnce(&mut Draining)) {
+        const MESSAGES: usize = 45;
+        let (nats, stream) = server().await;
+        stream.add("RELAYED", "relayed.cache.>", json!({})).await;
+        let endpoint = Endpoint::start(move |call| {
+            let is_first = number(std::str::from_utf8(&call.body).unwrap()) < LANES;
+            Reply::ok().after(if replica(call) == "first" && is_first { after } else { Duration::from_millis(150) })
+        })
+        .await;
+        let proxy = Proxy::to(nats.port).await;
+        let relay = named("first", &proxy.url(), &endpoint).await;
+        stream.fill(0..MESSAGES, LANES, 0).await;
+        endpoint.received(LANES).await;
+        relay.counted("messages_received_total", MESSAGES as u64).await;
+        let mut other = named("other", &nats.url(), &endpoint).await;
+        let mut draining = Draining { nats, proxy, relay };
+        signal(draining.relay.pid(), "TERM");
+        draining.relay.logged("\"message\":\"stopping").await;
+        let begun = numbers(&endpoint.calls());
+        assert_eq!(begun.len(), LANES, "only the first of each subject: {begun:?}");
+        fault(&mut draining).await;
+
+        stream.settled().await;
+        assert!(draining.relay.exit().await.success());
+        let calls = endpoint.calls();
+        let shown: Vec<_> = calls.iter().map(|call| format!("{}:{}", replica(call), std::str::from_utf8(&call.body).unwrap())).collect();
+        println!("{}", shown.join(" "));
+        let mut seen = HashSet::new();
+        let twice: Vec<_> = numbers(&calls).into_iter().filter(|number| !seen.insert(*number) && !begun.contains(number)).collect();
+        assert!(twice.is_empty(), "called for twice: {twice:?} in {shown:?}");
+        complete_and_in_order(&numbers(&calls), MESSAGES, LANES);
+        let relayed: Vec<_> = stream.messages("RELAYED").await.iter().map(|(_, payload)| number(payload)).collect();
+        assert_eq!(complete_and_in_order(&relayed, MESSAGES, LANES), 0, "stored twice");
+        assert!(other.stop().await.success());
+    }
+}
+
+/// A relay that tells the endpoint its name.
+async fn named(name: &str, nats: &str, endpoint: &Endpoint) -> Relay {
+    let header = format!("x-replica={name}");
+    let variables = [STREAM, HTTP, PATIENT, ("WEBHOOK_HEADERS", &header), ("SHUTDOWN_GRACE", "50s")];
+    Relay::start(nats, &endpoint.url(), &variables).await
+}
+
+fn replica(call: &Call) -> &str {
+    call.header("x-replica")
+}
+
+#[tokio::test]
+async fn a_server_that_restarts_while_a_replica_drains_has_no_message_called_for_by_both() {
+    Draining::suffers(Duration::from_secs(9), async |draining| {
+        draining.nats.kill();
+        let_pass(Duration::from_secs(2)).await;
+        draining.nats.restart();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_replica_that_is_cut_off_while_it_drains_has_no_message_called_for_by_both() {
+    Draining::suffers(Duration::from_secs(9), async |draining| {
+        draining.proxy.close();
+        let_pass(Duration::from_secs(5)).await;
+        draining.proxy.open();
+    })
+    .await;
+}
+
+/// For longer than a silent replica keeps its turn, and its messages.
+async fn freeze(draining: &Draining) {
+    signal(draining.relay.pid(), "STOP");
+    let_pass(Duration::from_secs(7)).await;
+    signal(draining.relay.pid(), "CONT");
+}
+
+#[tokio::test]
+async fn a_replica_that_is_frozen_while_it_drains_has_no_message_called_for_by_both() {
+    // It has time to find out that its turn is over.
+    Draining::suffers(Duration::from_secs(10), async |draining| freeze(draining).await).await;
+}
+
+#[tokio::test]
+async fn a_replica_that_is_answered_while_it_is_frozen_and_drains_has_no_message_called_for_by_both() {
+    Draining::suffers(Duration::from_secs(4), async |draining| freeze(draining).await).await;
+}
+
+#[tokio::test]
+async fn a_relay_that_is_stopped_before_it_has_looked_after_a_reconnect_ends_at_once() {
+    let (nats, stream) = server().await;
+    let proxy = Proxy::to(nats.port).await;
+    let endpoint = Held::start().await;
+    let variables = [STREAM, HTTP, PATIENT, ("SHUTDOWN_GRACE", "30s")];
+    let mut relay = Relay::start(&proxy.url(), &endpoint.url(), &variables).await;
+    stream.fill(0..10, 1, 0).await;
+    relay.counted("messages_received_total", 10).await;
+    endpoint.called(1).await;
+    // The first thing that it asks in a connection, so that it knows nothing in it.
+    proxy.hold("STREAM.LIST");
+    proxy.cut();
+    eventually("it is connected again and asks", || proxy.is_holding()).await;
+    endpoint.release();
+    relay.logged("\"message\":\"answered\"").await;
+    signal(relay.pid(), "TERM");
+    relay.logged("\"message\":\"stopping").await;
+    let stopped = Instant::now();
+    proxy.resume();
+    assert!(relay.exit().await.success());
+    assert!(stopped.elapsed() < Duration::from_secs(15), "ended after {:?} with nothing in work", stopped.elapsed());
+    // What is left is the next one's.
+    let _next = Relay::start(&nats.url(), &endpoint.url(), &variables).await;
+    stream.settled().await;
+    complete_and_in_order(&endpoint.numbers(), 10, 1);
 }
