@@ -436,3 +436,78 @@ async fn a_relay_that_is_stopped_before_it_has_looked_after_a_reconnect_ends_at_
     stream.settled().await;
     complete_and_in_order(&endpoint.numbers(), 10, 1);
 }
+
+// A consumer that is removed
+
+/// A relay with one message in work and nine behind it, which come from a consumer that is then removed.
+struct Waiting {
+    stream: JetStream,
+    proxy: Proxy,
+    endpoint: Held,
+    relayed: Relayed,
+    relay: Relay,
+    _nats: NatsServer,
+}
+
+impl Waiting {
+    async fn start() -> Self {
+        let (nats, stream) = server().await;
+        let proxy = Proxy::to(nats.port).await;
+        let endpoint = Held::start().await;
+        let relayed = Relayed::listen(&nats.client().await).await;
+        let relay = Relay::start(&proxy.url(), &endpoint.url(), &[STREAM, HTTP, PATIENT]).await;
+        stream.fill(0..10, 1, 0).await;
+        relay.counted("messages_received_total", 10).await;
+        endpoint.called(1).await;
+        Self { stream, proxy, endpoint, relayed, relay, _nats: nats }
+    }
+
+    /// The relay lets go of what it has not begun, and finishes the rest.
+    async fn reconnects(&self) {
+        self.proxy.cut();
+        self.relay.logged("reconnected to NATS").await;
+        self.endpoint.release();
+        self.relay.logged("\"message\":\"relayed\"").await;
+    }
+
+    async fn loses_its_consumer_while_cut_off(&self, losses: usize) {
+        self.proxy.close();
+        self.relay.logged_times(LOST, losses).await;
+        self.stream.remove_consumer().await;
+        self.proxy.open();
+    }
+
+    /// All ten are relayed, from the consumer that is made in the place of the one before.
+    async fn is_relayed(self) {
+        self.relay.logged_times("\"created the consumer\"", 2).await;
+        self.endpoint.release();
+        self.stream.settled().await;
+        let told = self.relay.lines("\"message\":\"relayed\"").len();
+        eventually("what is settled has come here", || self.relayed.count() >= told).await;
+        complete_and_in_order(&self.relayed.numbers(), 10, 1);
+        complete_and_in_order(&self.endpoint.numbers(), 10, 1);
+    }
+}
+
+#[tokio::test]
+async fn what_waits_when_the_consumer_is_removed_and_the_relay_is_cut_off_is_relayed() {
+    let waiting = Waiting::start().await;
+    waiting.loses_its_consumer_while_cut_off(1).await;
+    waiting.is_relayed().await;
+}
+
+#[tokio::test]
+async fn what_was_let_go_of_when_the_consumer_is_removed_is_relayed() {
+    let waiting = Waiting::start().await;
+    waiting.reconnects().await;
+    waiting.stream.remove_consumer().await;
+    waiting.is_relayed().await;
+}
+
+#[tokio::test]
+async fn what_was_let_go_of_when_the_consumer_is_removed_and_the_relay_is_cut_off_is_relayed() {
+    let waiting = Waiting::start().await;
+    waiting.reconnects().await;
+    waiting.loses_its_consumer_while_cut_off(2).await;
+    waiting.is_relayed().await;
+}
