@@ -511,3 +511,54 @@ async fn what_was_let_go_of_when_the_consumer_is_removed_and_the_relay_is_cut_of
     waiting.loses_its_consumer_while_cut_off(2).await;
     waiting.is_relayed().await;
 }
+
+// Memory
+
+#[tokio::test]
+async fn memory_does_not_grow_with_what_is_settled_while_a_message_is_retried() {
+    memory_while_one_is_unsettled(Some(503)).await;
+}
+
+#[tokio::test]
+async fn memory_does_not_grow_with_what_is_settled_while_a_call_hangs() {
+    memory_while_one_is_unsettled(None).await;
+}
+
+/// `never` is what the endpoint answers for one message; all others it accepts.
+async fn memory_while_one_is_unsettled(never: Option<u16>) {
+    const STEP: usize = 5_000;
+    let _alone = ALONE.lock().await;
+    let port = support::endpoint::raw(move |_, mut stream| {
+        Box::pin(async move {
+            while let Some(request) = support::endpoint::request(&mut stream).await {
+                let status = if request.contains("cms.cache.never") { never } else { Some(200) };
+                let Some(status) = status else { return std::future::pending().await };
+                let answer = format!("HTTP/1.1 {status} Whatever\r\ncontent-length: 0\r\n\r\n");
+                if stream.write_all(answer.as_bytes()).await.is_err() {
+                    return;
+                }
+            }
+        })
+    })
+    .await;
+    let (nats, stream) = server().await;
+    // Without a line for each message.
+    let log = "warn,nats_webhook_relay=info,nats_webhook_relay::relay=warn,nats_webhook_relay::webhook=warn";
+    let variables = [STREAM, HTTP, PATIENT, ("WEBHOOK_MAX_ATTEMPTS", "unlimited"), ("RUST_LOG", log)];
+    let relay = Relay::start(&nats.url(), &format!("http://127.0.0.1:{port}/hook"), &variables).await;
+    stream.publish("cms.cache.never", "").await;
+    let began = Instant::now();
+    let memory_after = async |steps: std::ops::Range<usize>| {
+        for step in steps.clone() {
+            stream.fill(step * STEP..(step + 1) * STEP, 100, 0).await;
+            relay.counted("messages_relayed_total", ((step + 1) * STEP) as u64).await;
+        }
+        stream.unsettled(1).await;
+        let memory = relay.memory("RssAnon");
+        println!("{memory} KiB after {} messages and {:?}", steps.end * STEP, began.elapsed());
+        memory
+    };
+    let early = memory_after(0..10).await;
+    let late = memory_after(10..30).await;
+    assert!(late < early + 3 * 1024, "{early} KiB after 50,000 messages, {late} KiB after 150,000");
+}
