@@ -15,7 +15,7 @@ use support::held::Held;
 use support::nats::NatsServer;
 use support::proxy::Proxy;
 use support::relay::Relay;
-use support::setup::{Setup, header, poison};
+use support::setup::{Setup, by_hand, header, hpub, poison};
 use support::stream::{
     FAILED, HTTP, JETSTREAM, JetStream, PATIENT, STREAM, complete_and_in_order, let_pass, number, numbers, server, setup,
 };
@@ -561,4 +561,109 @@ async fn memory_while_one_is_unsettled(never: Option<u16>) {
     let early = memory_after(0..10).await;
     let late = memory_after(10..30).await;
     assert!(late < early + 3 * 1024, "{early} KiB after 50,000 messages, {late} KiB after 150,000");
+}
+
+// The end without NATS
+
+/// Where messages come from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum From {
+    Stream,
+    Core,
+}
+
+/// A relay that has more messages than the client keeps commands for, and finishes none.
+struct Full {
+    nats: NatsServer,
+    proxy: Proxy,
+    relay: Relay,
+    _endpoint: Held,
+}
+
+impl Full {
+    const MESSAGES: usize = 3_000;
+
+    async fn start(from: From) -> Self {
+        let (nats, stream) = server().await;
+        let proxy = Proxy::to(nats.port).await;
+        let endpoint = Held::start().await;
+        let log = "warn,nats_webhook_relay=info,nats_webhook_relay::webhook=warn";
+        let mut variables = vec![HTTP, PATIENT, FAILED, ("NATS_PENDING_MESSAGES", "5000"), ("SHUTDOWN_GRACE", "2s"), ("RUST_LOG", log)];
+        variables.extend((from == From::Stream).then_some(STREAM));
+        let relay = Relay::start(&proxy.url(), &endpoint.url(), &variables).await;
+        stream.fill(0..Self::MESSAGES, 300, 0).await;
+        relay.counted("messages_received_total", Self::MESSAGES as u64).await;
+        Self { nats, proxy, relay, _endpoint: endpoint }
+    }
+
+    /// SIGTERM ends it within five seconds after its grace of two, or a supervisor would kill it.
+    async fn ends(mut self, from: From) {
+        signal(self.relay.pid(), "TERM");
+        let asked = Instant::now();
+        while self.relay.is_running() {
+            assert!(asked.elapsed() < Duration::from_secs(9), "it runs {:?} after SIGTERM", asked.elapsed());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        println!("ended {:?} after SIGTERM", asked.elapsed());
+        let status = self.relay.exit().await;
+        let not_relayed = self.relay.lines("\"message\":\"not relayed\"").len();
+        match from {
+            // They are in the stream.
+            From::Stream => assert!(status.success() && not_relayed == 0, "{status}, {not_relayed} not relayed"),
+            From::Core => assert!(status.code() == Some(1) && not_relayed == Self::MESSAGES, "{status}, {not_relayed} not relayed"),
+        }
+    }
+}
+
+async fn full_while_the_server_is_away(from: From) {
+    let mut full = Full::start(from).await;
+    full.nats.kill();
+    full.relay.logged("cannot reconnect to NATS yet").await;
+    full.ends(from).await;
+}
+
+#[tokio::test]
+async fn a_relay_full_of_a_stream_ends_while_the_server_is_away() {
+    full_while_the_server_is_away(From::Stream).await;
+}
+
+#[tokio::test]
+async fn a_full_relay_ends_while_the_server_is_away() {
+    full_while_the_server_is_away(From::Core).await;
+}
+
+async fn full_while_the_server_stands_still(from: From) {
+    let full = Full::start(from).await;
+    signal(full.nats.pid(), "STOP");
+    full.ends(from).await;
+}
+
+#[tokio::test]
+async fn a_relay_full_of_a_stream_ends_while_the_server_stands_still() {
+    full_while_the_server_stands_still(From::Stream).await;
+}
+
+#[tokio::test]
+async fn a_full_relay_ends_while_the_server_stands_still() {
+    full_while_the_server_stands_still(From::Core).await;
+}
+
+async fn full_while_there_is_no_client(from: From) {
+    let full = Full::start(from).await;
+    // It cannot have another one.
+    full.proxy.refuse();
+    by_hand(full.nats.port, &hpub("cms.cache.s0", &["A: b\rc"], b"0")).await;
+    full.relay.logged("the NATS client has failed").await;
+    full.relay.logged("waiting for NATS").await;
+    full.ends(from).await;
+}
+
+#[tokio::test]
+async fn a_relay_full_of_a_stream_ends_when_its_client_has_ended() {
+    full_while_there_is_no_client(From::Stream).await;
+}
+
+#[tokio::test]
+async fn a_full_relay_ends_when_its_client_has_ended() {
+    full_while_there_is_no_client(From::Core).await;
 }
