@@ -1,10 +1,15 @@
-//! A TCP proxy in front of a server, which a test can cut, close, or have swallow what is sent.
+//! A TCP proxy in front of a server, which a test can cut, close, slow down, or have swallow what is sent.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, sleep_until};
+
+/// How much is read at once.
+const PART: usize = 64 * 1024;
 
 pub struct Proxy {
     pub port: u16,
@@ -22,6 +27,8 @@ struct State {
     holding: bool,
     left: Option<usize>,
     cuts: usize,
+    /// Bytes per second of what the server sends, and when the next part may be read.
+    throttle: Option<(usize, Instant)>,
     connections: Vec<JoinHandle<()>>,
 }
 
@@ -100,6 +107,23 @@ impl Proxy {
         self.lock().cuts
     }
 
+    /// From now on the server's side comes out here at this many bytes per second, all connections
+    /// together. Nothing more is read from the server meanwhile, so that it has to wait as on a slow link.
+    /// New connections keep little in the buffers of the system, those that are there as much as it likes.
+    pub fn throttle(&self, bytes_per_second: usize) {
+        self.lock().throttle = Some((bytes_per_second, Instant::now()));
+    }
+
+    /// Takes back a [`Self::throttle`].
+    pub fn unthrottle(&self) {
+        self.lock().throttle = None;
+    }
+
+    /// Breaks every new connection before it has begun. Those that are there stay.
+    pub fn refuse(&self) {
+        self.lock().closed = true;
+    }
+
     /// Breaks all connections and every new one before it has begun.
     pub fn close(&self) {
         self.lock().closed = true;
@@ -117,6 +141,20 @@ impl Proxy {
 }
 
 impl State {
+    /// When a part may be read, where the link is slow.
+    fn next_part(&self) -> Option<Instant> {
+        self.throttle.map(|(_, next)| next)
+    }
+
+    /// Uses up the time that this many bytes take. What was not used before is lost, but for one part.
+    fn spend(&mut self, bytes: usize) {
+        if let Some((rate, next)) = &mut self.throttle {
+            let taking = |bytes: usize| Duration::from_secs_f64(bytes as f64 / *rate as f64);
+            let credit = Instant::now().checked_sub(taking(PART)).unwrap_or(*next);
+            *next = credit.max(*next) + taking(bytes);
+        }
+    }
+
     /// How many of these bytes may pass.
     fn pass(&mut self, bytes: usize) -> usize {
         match self.left {
@@ -142,7 +180,11 @@ impl Drop for Proxy {
 }
 
 async fn forward(client: TcpStream, port: u16, state: Arc<Mutex<State>>) {
-    let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
+    let socket = TcpSocket::new_v4().unwrap();
+    if state.lock().unwrap().throttle.is_some() {
+        let _ = socket.set_recv_buffer_size(2 * PART as u32);
+    }
+    let Ok(server) = socket.connect(([127, 0, 0, 1], port).into()).await else { return };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
     let swallow = |bytes: &[u8]| {
@@ -158,23 +200,34 @@ async fn forward(client: TcpStream, port: u16, state: Arc<Mutex<State>>) {
         state.holding
     };
     let pass = |bytes| state.lock().unwrap().pass(bytes);
+    let is_due = || state.lock().unwrap().next_part();
+    let pass_slowly = |bytes| {
+        let mut state = state.lock().unwrap();
+        state.spend(bytes);
+        state.pass(bytes)
+    };
     tokio::select! {
-        () = copy(from_client, to_server, swallow, hold, pass) => {}
-        () = copy(from_server, to_client, |_| state.lock().unwrap().silent, |_| false, pass) => {}
+        () = copy(from_client, to_server, || None, swallow, hold, pass) => {}
+        () = copy(from_server, to_client, is_due, |_| state.lock().unwrap().silent, |_| false, pass_slowly) => {}
     }
 }
 
 async fn copy(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
+    is_due: impl Fn() -> Option<Instant>,
     swallow: impl Fn(&[u8]) -> bool,
     hold: impl Fn(&[u8]) -> bool,
     pass: impl Fn(usize) -> usize,
 ) {
-    let mut buffer = vec![0; 64 * 1024];
-    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+    let mut buffer = vec![0; PART];
+    loop {
+        while let Some(due) = is_due().filter(|due| *due > Instant::now()) {
+            sleep_until(due).await;
+        }
+        let Ok(read @ 1..) = from.read(&mut buffer).await else { return };
         while hold(&buffer[..read]) {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            sleep(Duration::from_millis(5)).await;
         }
         let passing = pass(read);
         if !swallow(&buffer[..passing]) && to.write_all(&buffer[..passing]).await.is_err() || passing < read {

@@ -108,6 +108,11 @@ pub fn hpub(subject: &str, lines: &[&str], payload: &[u8]) -> Vec<u8> {
     [command.as_bytes(), payload, b"\r\n"].concat()
 }
 
+/// A message that the client library of the relay cannot read.
+pub fn poison(subject: &str, payload: &str) -> Vec<u8> {
+    hpub(subject, &["bad name: x"], payload.as_bytes())
+}
+
 async fn by_subject(messages: &mut Subscriber, what: &str, count: usize) -> Vec<Message> {
     let mut found = Vec::new();
     for _ in 0..count {
