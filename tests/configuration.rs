@@ -213,10 +213,7 @@ fn secrets_from_files_that_are_missing_empty_or_in_doubt() {
             let variables: Vec<_> = rest().copied().chain([(file.as_str(), path)]).collect();
             let found = mistakes(&variables);
             let start = format!("{file}: ");
-            assert!(
-                found.iter().any(|line| line.starts_with(&start) && line.contains(expected)),
-                "{file}: {found:#?}"
-            );
+            assert!(found.iter().any(|line| line.starts_with(&start) && line.contains(expected)), "{file}: {found:#?}");
             // It may be the secret itself that was put there.
             assert!(found.iter().all(|line| !line.contains(path)), "{file}: {found:#?}");
         }

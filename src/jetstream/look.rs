@@ -45,8 +45,9 @@ pub struct Looker {
 pub struct Looked {
     /// What the server says.
     pub look: Look,
-    /// Messages that cannot be delivered; `None` where they were not searched for.
-    pub unreadable: Option<Vec<Unreadable>>,
+    /// Messages that cannot be delivered, and up to which sequence they were searched for; `None`
+    /// where they were not.
+    pub unreadable: Option<(Vec<Unreadable>, u64)>,
     /// What the consumer is now, where it was missing or changed.
     pub made: Option<Made>,
 }
@@ -84,7 +85,7 @@ impl Looker {
                 }
                 found => Some(found.map_err(failed)?),
             };
-            let found = unreadable.iter().flatten().map(|found| found.sequence);
+            let found = unreadable.iter().flat_map(|(found, _)| found).map(|found| found.sequence);
             for sequence in found.chain(self.suspects) {
                 unreadable::put_off(&self.consumer, unreadable::reply(&self.reply, sequence, look.deliveries)).await;
             }

@@ -13,6 +13,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use futures_util::{StreamExt, TryStreamExt};
 use serde_json::Value;
+use std::pin::pin;
 use std::str::FromStr;
 use std::time::{Duration, UNIX_EPOCH};
 use tokio_util::bytes::Bytes;
@@ -27,6 +28,8 @@ const STRETCH: u64 = 256;
 const MOST_AT_ONCE: usize = 16;
 /// How many bytes of answers may arrive at once.
 const ANSWERS: usize = 16 << 20;
+/// How many bytes of payload are enough for one time.
+const MOST_FOUND: usize = 1 << 20;
 
 /// A message that can not arrive, as the stream keeps it.
 #[derive(Debug)]
@@ -43,44 +46,57 @@ pub struct Unreadable {
     pub why: &'static str,
 }
 
-/// The unreadable messages above the sequence `after` and up to `to` that are not in `held`.
+/// The unreadable messages above the sequence `after` and up to `to` that are not in `held`, and
+/// up to where all of them were found: there may be more than should be in memory at once.
 ///
 /// # Errors
 /// When the stream cannot be asked.
-pub async fn find(consumer: &Consumer, held: &Held, after: u64, to: u64) -> Result<Vec<Unreadable>, ApiError> {
+pub async fn find(consumer: &Consumer, held: &Held, after: u64, to: u64) -> Result<(Vec<Unreadable>, u64), ApiError> {
     // An answer is a message in base64.
     let answer = consumer.api.max_payload().await.saturating_mul(4) / 3;
     let at_once = (ANSWERS / answer.max(1)).clamp(1, MOST_AT_ONCE);
     let starts = (after + 1..=to).step_by(STRETCH as usize);
     let stretches = futures_util::stream::iter(starts).map(|start| search(consumer, held, start, to.min(start + STRETCH - 1)));
-    let found: Vec<Vec<_>> = stretches.buffered(at_once).try_collect().await?;
-    Ok(found.into_iter().flatten().collect())
+    let mut stretches = pin!(stretches.buffered(at_once));
+    let (mut all, mut bytes) = (Vec::new(), 0);
+    while let Some((found, is_whole)) = stretches.try_next().await? {
+        bytes += found.iter().map(|found| found.payload.len()).sum::<usize>();
+        all.extend(found);
+        if !is_whole || bytes > MOST_FOUND {
+            let last = all.last().map_or(after, |found: &Unreadable| found.sequence);
+            return Ok((all, last));
+        }
+    }
+    Ok((all, to))
 }
 
-/// The unreadable messages from the sequence `next` up to `to` that are not in `held`.
-async fn search(consumer: &Consumer, held: &Held, mut next: u64, to: u64) -> Result<Vec<Unreadable>, ApiError> {
-    let mut found = Vec::new();
-    loop {
+/// The unreadable messages from the sequence `next` up to `to` that are not in `held`, and whether
+/// these are all.
+async fn search(consumer: &Consumer, held: &Held, mut next: u64, to: u64) -> Result<(Vec<Unreadable>, bool), ApiError> {
+    let (mut found, mut bytes) = (Vec::new(), 0);
+    while bytes <= MOST_FOUND {
         while next <= to && held.knows(next) {
             next += 1;
         }
         if next > to {
-            return Ok(found);
+            return Ok((found, true));
         }
-        let Some(message) = consumer.stored(next).await? else { return Ok(found) };
+        let Some(message) = consumer.stored(next).await? else { return Ok((found, true)) };
         let sequence = number(&message, "/seq");
         if sequence > to {
-            return Ok(found);
+            return Ok((found, true));
         }
         if let Some(why) = why_unreadable(&message).filter(|_| !held.knows(sequence)) {
             let payload = BASE64_STANDARD.decode(text(&message, "/data")).unwrap_or_default();
             let stored = humantime::parse_rfc3339(text(&message, "/time")).ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
             let stored_ns = stored.map_or(0, |time| time.as_nanos() as i128);
             let subject = text(&message, "/subject").to_owned();
+            bytes += payload.len();
             found.push(Unreadable { sequence, subject, payload: payload.into(), stored_ns, why });
         }
         next = sequence + 1;
     }
+    Ok((found, false))
 }
 
 /// Why the client library would not read this stored message; `None` where it would.

@@ -141,9 +141,9 @@ impl Pull {
 
     /// Has messages fail that cannot be read, and returns how many others were delivered and are
     /// neither settled nor here.
-    fn sort_out(&mut self, found: Option<Vec<Unreadable>>, look: &Look) -> usize {
-        if let Some(found) = found {
-            self.searched = self.searched.max(look.delivered);
+    fn sort_out(&mut self, found: Option<(Vec<Unreadable>, u64)>, look: &Look) -> usize {
+        if let Some((found, searched)) = found {
+            self.searched = self.searched.max(searched);
             self.suspected_at = Instant::now();
             let began_at = self.turn.began_at.unwrap_or(u64::MAX);
             for found in found {
