@@ -12,10 +12,12 @@ use async_nats::rustls::crypto::ring;
 use async_nats::rustls::sign::SingleCertAndKey;
 use async_nats::rustls::{self, CertificateError, ClientConfig, InvalidMessage};
 use reqwest::{Client, ClientBuilder};
+use rustix::io::Errno;
 use rustls_platform_verifier::Verifier;
 use std::error::Error;
+use std::fs::File;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,40 +27,68 @@ const POOL_IDLE: Duration = Duration::from_secs(4);
 /// What an endpoint may send ahead of us over HTTP/2: for one answer, and for all of a connection.
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
-/// Over HTTP/2 all calls share a connection. One that has gone silent is noticed by these, or
-/// every attempt would be made on it, and time out.
-const PING_EVERY: Duration = Duration::from_secs(5);
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Makes the clients of one destination.
+pub(crate) struct Maker {
+    /// `None` where nothing is called over TLS.
+    tls: Option<ClientConfig>,
+    proxy: Option<reqwest::Proxy>,
+    connect_timeout: Duration,
+    /// The destination's host, where it is this machine by name.
+    localhost: Option<String>,
+    is_https: bool,
+}
 
-/// A client for `destination`.
-///
-/// # Errors
-/// When TLS can not be set up on this machine.
-pub(crate) fn client(destination: &Destination, proxy: Option<&Proxy>, config: &config::Webhook) -> anyhow::Result<Client> {
-    let mut builder = Client::builder()
-        .user_agent(concat!("nats-webhook-relay/", env!("CARGO_PKG_VERSION")))
-        .redirect(reqwest::redirect::Policy::none())
-        .retry(reqwest::retry::never())
-        .connect_timeout(config.connect_timeout)
-        .pool_idle_timeout(POOL_IDLE)
-        .http2_initial_stream_window_size(STREAM_WINDOW)
-        .http2_initial_connection_window_size(CONNECTION_WINDOW)
-        .http2_keep_alive_interval(PING_EVERY)
-        .http2_keep_alive_timeout(PING_TIMEOUT)
-        .tcp_nodelay(true)
-        .no_proxy();
-    builder = match destination.url().scheme() == "https" || proxy.is_some_and(Proxy::is_secure) {
-        true => builder.tls_backend_preconfigured(tls(&config.certificates)?),
-        // A machine without authorities can call without TLS.
-        false => builder.tls_certs_only([]),
-    };
-    if let Some(proxy) = proxy {
-        builder = builder.proxy(proxy.for_client()?);
+impl Maker {
+    /// Reads what a client for `destination` needs.
+    ///
+    /// # Errors
+    /// When TLS cannot be set up on this machine.
+    pub(crate) fn new(destination: &Destination, proxy: Option<&Proxy>, config: &config::Webhook) -> anyhow::Result<Self> {
+        let is_https = destination.url().scheme() == "https";
+        let is_tls = is_https || proxy.is_some_and(Proxy::is_secure);
+        Ok(Self {
+            tls: is_tls.then(|| tls(&config.certificates)).transpose()?,
+            proxy: proxy.map(Proxy::for_client).transpose()?,
+            connect_timeout: config.connect_timeout,
+            localhost: destination.is_localhost().then(|| destination.host().to_owned()),
+            is_https,
+        })
     }
-    if destination.is_localhost() {
-        builder = both_families(builder, destination.host());
+
+    /// A client with connections of its own.
+    ///
+    /// # Errors
+    /// When TLS cannot be set up on this machine.
+    pub(crate) fn make(&self) -> anyhow::Result<Client> {
+        let mut builder = Client::builder()
+            .user_agent(concat!("nats-webhook-relay/", env!("CARGO_PKG_VERSION")))
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .connect_timeout(self.connect_timeout)
+            .pool_idle_timeout(POOL_IDLE)
+            .http2_initial_stream_window_size(STREAM_WINDOW)
+            .http2_initial_connection_window_size(CONNECTION_WINDOW)
+            .tcp_nodelay(true)
+            .no_proxy();
+        builder = match &self.tls {
+            Some(tls) => builder.tls_backend_preconfigured(tls.clone()),
+            // A machine without authorities can call without TLS.
+            None => builder.tls_certs_only([]),
+        };
+        if let Some(proxy) = &self.proxy {
+            builder = builder.proxy(proxy.clone());
+        }
+        if let Some(host) = &self.localhost {
+            builder = both_families(builder, host);
+        }
+        Ok(builder.build()?)
     }
-    Ok(builder.build()?)
+
+    /// Whether calls may share a connection (HTTP/2). One that has gone silent would then take every
+    /// later call with it: after a call without an answer the next ones need connections of their own.
+    pub(crate) fn shares_connections(&self) -> bool {
+        self.is_https
+    }
 }
 
 /// Whichever of the two families the frontend listens on, and whatever /etc/hosts says.
@@ -82,6 +112,32 @@ fn tls(certificates: &Certificates) -> anyhow::Result<ClientConfig> {
     };
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(tls)
+}
+
+/// What this machine is short of, where that is why there was no call. It is not the endpoint's failure.
+pub(crate) fn shortage(error: &reqwest::Error, destination: &Destination) -> Option<&'static str> {
+    if !error.is_connect() {
+        return None;
+    }
+    let causes = std::iter::successors(error.source(), |cause| (*cause).source());
+    let code = causes.filter_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error()).next();
+    // A look-up may hide that it could not open a file or a socket.
+    let code = code.or_else(|| File::open("/dev/null").err()?.raw_os_error())?;
+    match Errno::from_raw_os_error(code) {
+        Errno::MFILE => Some("open files: raise the limit of the process (ulimit -n, LimitNOFILE)"),
+        Errno::NFILE => Some("open files of the whole system: raise fs.file-max"),
+        Errno::NOBUFS | Errno::NOMEM => Some("memory"),
+        // Where there is no IPv6, an address of that family fails alike.
+        Errno::ADDRNOTAVAIL if destination.host().parse::<Ipv4Addr>().is_ok() || has_ipv6() => {
+            Some("local ports: widen net.ipv4.ip_local_port_range, or lower MAX_IN_FLIGHT")
+        }
+        _ => None,
+    }
+}
+
+/// Whether this machine can use IPv6 at all. Nothing is sent.
+fn has_ipv6() -> bool {
+    UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).and_then(|socket| socket.connect((Ipv6Addr::LOCALHOST, 9))).is_ok()
 }
 
 /// Why there was no answer, in words that help. reqwest's own text shows the URL with its query.

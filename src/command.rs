@@ -22,6 +22,7 @@ use crate::webhook::Webhook;
 use crate::{intake, log};
 use anyhow::bail;
 use clap::Command;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::Path;
@@ -121,6 +122,7 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     let stop = stop_signal()?;
     tokio::pin!(stop);
     tokio::spawn(log::tell_dropped());
+    raise_file_limit();
     let metrics = Metrics::default();
     let readiness = Readiness::default();
     info!(
@@ -174,6 +176,13 @@ async fn run(config: &Config) -> anyhow::Result<()> {
         plugins.close().await;
     }
     result
+}
+
+/// Each call takes a file descriptor, and the usual soft limit is meant for programs that use select(2).
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    // Where that is not possible, calls wait for one another.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 /// A publisher whose user may do what relaying needs.

@@ -16,6 +16,21 @@ pub(crate) struct Outage {
     state: Mutex<State>,
 }
 
+/// What is said while this machine is short of something that calls need: a line every [`REPEAT`].
+#[derive(Default)]
+pub(crate) struct Shortage(Mutex<Option<Instant>>);
+
+impl Shortage {
+    /// A call could not be made, and will be tried again.
+    pub(crate) fn noticed(&self, what: &'static str) {
+        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.is_none_or(|said| said.elapsed() >= REPEAT) {
+            *said = Some(Instant::now());
+            warn!(what, "this machine is short of what calls need, trying again; that does not count as an attempt");
+        }
+    }
+}
+
 #[derive(Default)]
 struct State {
     since: Option<Instant>,

@@ -11,7 +11,7 @@ use crate::headers;
 use crate::lane::{Slot, Working};
 use crate::message::{Message, Outbound};
 use crate::metrics::Metrics;
-use crate::outage::Outage;
+use crate::outage::{Outage, Shortage};
 use crate::proxy::Proxy;
 use crate::signature::Keys;
 use anyhow::Context;
@@ -20,7 +20,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use reqwest::header::{self, HeaderMap, HeaderValue};
 use reqwest::{Client, Method, Request, Response, StatusCode};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
 use tokio_util::bytes::Bytes;
@@ -41,13 +41,16 @@ pub struct Webhook {
     max_attempts: Option<u32>,
     retry_status: Vec<StatusCode>,
     keys: Keys,
+    shortage: Shortage,
     metrics: Metrics,
 }
 
 struct Endpoint {
     destination: Destination,
     proxy: Option<Proxy>,
-    client: Client,
+    maker: client::Maker,
+    /// For new calls, with its number.
+    client: Mutex<(u64, Client)>,
     /// A request with URL, fixed headers and, from the URL's user info, basic auth.
     template: Request,
     outage: Outage,
@@ -172,6 +175,8 @@ struct Attempt {
     answer: Result<StatusCode, String>,
     retry_after: Option<Duration>,
     location: Option<String>,
+    /// What this machine was short of, so that there was no call.
+    shortage: Option<&'static str>,
 }
 
 /// What an answer means.
@@ -203,15 +208,23 @@ impl Webhook {
     /// When TLS can not be set up on this machine.
     pub fn new(config: &config::Webhook, metrics: &Metrics) -> anyhow::Result<Self> {
         let endpoints = config.destinations.iter().zip(&config.proxies).map(|(destination, proxy)| {
-            let client =
-                client::client(destination, proxy.as_ref(), config).with_context(|| format!("cannot set up a client for {destination}"))?;
+            let doing = || format!("cannot set up a client for {destination}");
+            let maker = client::Maker::new(destination, proxy.as_ref(), config).with_context(doing)?;
+            let client = maker.make().with_context(doing)?;
             let mut template = client
                 .post(destination.url().clone())
                 .build()
                 .map_err(reqwest::Error::without_url)
                 .with_context(|| format!("cannot make a request for {destination}"))?;
             replace(template.headers_mut(), &config.headers);
-            Ok(Endpoint { outage: Outage::new(destination), destination: destination.clone(), proxy: proxy.clone(), client, template })
+            Ok(Endpoint {
+                outage: Outage::new(destination),
+                destination: destination.clone(),
+                proxy: proxy.clone(),
+                maker,
+                client: Mutex::new((0, client)),
+                template,
+            })
         });
         Ok(Self {
             endpoints: endpoints.collect::<anyhow::Result<_>>()?,
@@ -219,6 +232,7 @@ impl Webhook {
             max_attempts: config.max_attempts,
             retry_status: config.retry_status.clone(),
             keys: config.keys.clone(),
+            shortage: Shortage::default(),
             metrics: metrics.clone(),
         })
     }
@@ -236,12 +250,20 @@ impl Webhook {
 
     async fn deliver_to(&self, endpoint: &Endpoint, delivery: &Delivery, slot: &Slot, mut working: Working) -> Result<(), Refusal> {
         let message = &delivery.message;
-        let mut attempt = 1;
+        let (mut attempt, mut short) = (1, 0);
         loop {
             let called = Instant::now();
             // Boxed, so that a message that waits for a retry is small.
             let outcome = Box::pin(endpoint.call(delivery, &self.keys, self.timeout)).await;
             drop(working);
+            if let Some(what) = outcome.shortage {
+                // It was not called, so that this is no attempt.
+                self.shortage.noticed(what);
+                short += 1;
+                tokio::time::sleep(backoff(short)).await;
+                working = slot.enter().await;
+                continue;
+            }
             let elapsed = called.elapsed();
             self.metrics.webhook_seconds.0.observe(elapsed.as_secs_f64());
 
@@ -260,7 +282,7 @@ impl Webhook {
                 return Err(Refusal { destination: endpoint.destination.to_string(), status, error, attempts: attempt });
             }
             self.metrics.retries.inc();
-            let wait = outcome.retry_after.unwrap_or_else(|| backoff(attempt));
+            let wait = backoff(attempt).max(outcome.retry_after.unwrap_or_default());
             debug!(
                 subject = %message.subject, id = %message.id, destination = %endpoint.destination, attempt, %error,
                 wait_ms = wait.as_millis() as u64, "not accepted, trying again"
@@ -291,9 +313,13 @@ impl Endpoint {
         *request.headers_mut() = headers;
         *request.body_mut() = Some(delivery.body.clone().into());
         let mut attempt = None;
+        let (number, client) = self.client().clone();
         let call = async {
-            match self.client.execute(request).await {
-                Err(error) => attempt = Some(Attempt::unanswered(client::explain(&error, &self.destination, self.proxy.as_ref()))),
+            match client.execute(request).await {
+                Err(error) => {
+                    let text = client::explain(&error, &self.destination, self.proxy.as_ref());
+                    attempt = Some(Attempt { shortage: client::shortage(&error, &self.destination), ..Attempt::unanswered(text) });
+                }
                 Ok(mut response) => {
                     attempt = Some(self.answered(&response));
                     // The status is the answer. The rest is read so that the connection can be
@@ -303,7 +329,26 @@ impl Endpoint {
             }
         };
         let _ = tokio::time::timeout(timeout, call).await;
-        attempt.unwrap_or_else(|| Attempt::unanswered(format!("no answer within {}", humantime::format_duration(timeout))))
+        attempt.unwrap_or_else(|| {
+            self.distrust(number);
+            Attempt::unanswered(format!("no answer within {}", humantime::format_duration(timeout)))
+        })
+    }
+
+    /// The connection of client `number` may have gone silent: later calls use others. Those that
+    /// are under way on it go on, as the endpoint may be slow.
+    fn distrust(&self, number: u64) {
+        let mut current = self.client();
+        if self.maker.shares_connections()
+            && current.0 == number
+            && let Ok(client) = self.maker.make()
+        {
+            *current = (number + 1, client);
+        }
+    }
+
+    fn client(&self) -> MutexGuard<'_, (u64, Client)> {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn answered(&self, response: &Response) -> Attempt {
@@ -311,6 +356,7 @@ impl Endpoint {
             answer: Ok(response.status()),
             retry_after: retry_after(response.headers(), SystemTime::now()),
             location: response.headers().get(header::LOCATION).and_then(|location| self.redirection(location)),
+            shortage: None,
         }
     }
 
@@ -323,7 +369,7 @@ impl Endpoint {
 
 impl Attempt {
     fn unanswered(error: String) -> Self {
-        Self { answer: Err(error), retry_after: None, location: None }
+        Self { answer: Err(error), retry_after: None, location: None, shortage: None }
     }
 
     fn describe(&self) -> String {

@@ -12,6 +12,7 @@ use support::endpoint::{Endpoint, Reply};
 use support::proxy::Proxy;
 use support::relay::run;
 use support::setup::{Setup, header};
+use support::stream::let_pass;
 use support::{eventually, within};
 use tokio_rustls::rustls::ServerConfig;
 
@@ -269,15 +270,41 @@ async fn an_http_2_connection_that_has_gone_silent_is_given_up_for_a_new_one() {
     let endpoint = endpoint(authority.server(&HERE, &["h2"])).await;
     let proxy = Proxy::to(endpoint.port).await;
     let url = format!("https://127.0.0.1:{}/hook", proxy.port);
-    // No attempt times out before the test does.
-    let mut setup = Setup::start(&url, &[("WEBHOOK_CA", &*authority.path()), ("WEBHOOK_TIMEOUT", "1h")]).await;
+    let variables = [("WEBHOOK_CA", &*authority.path()), ("WEBHOOK_TIMEOUT", "2s"), ("WEBHOOK_MAX_ATTEMPTS", "2")];
+    let mut setup = Setup::start(&url, &variables).await;
     setup.publish("cms.cache.a", "").await;
     setup.relayed().await;
     proxy.swallow();
+    // One attempt each is lost, and no more.
+    for subject in ["a", "b", "c"] {
+        setup.publish(&format!("cms.cache.{subject}"), "").await;
+    }
+    setup.relayed_by_subject(3).await;
+    setup.end().await;
+    assert_eq!(endpoint.count(), 4);
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_slow_is_waited_for_over_http_2_too() {
+    let authority = Authority::new();
+    let endpoint = endpoint(authority.server(&HERE, &["h2"])).await;
+    let proxy = Proxy::to(endpoint.port).await;
+    let url = format!("https://127.0.0.1:{}/hook", proxy.port);
+    let variables = [("WEBHOOK_CA", &*authority.path()), ("WEBHOOK_TIMEOUT", "50s"), ("WEBHOOK_MAX_ATTEMPTS", "1")];
+    let mut setup = Setup::start(&url, &variables).await;
     setup.publish("cms.cache.a", "").await;
     setup.relayed().await;
+    // As when the event loop of the endpoint is busy: not even pings are answered.
+    proxy.stall();
+    for subject in ["a", "b"] {
+        setup.publish(&format!("cms.cache.{subject}"), "").await;
+    }
+    endpoint.received(3).await;
+    let_pass(Duration::from_secs(12)).await;
+    proxy.go_on();
+    setup.relayed_by_subject(2).await;
     setup.end().await;
-    assert_eq!(endpoint.count(), 2);
+    assert_eq!(endpoint.count(), 3);
 }
 
 #[tokio::test]

@@ -9,9 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 use support::endpoint::{Call, Endpoint, Reply, answer, raw, refusing, request};
+use support::held::Held;
+use support::nats::NatsServer;
 use support::relay::{Relay, field};
 use support::setup::{Setup, header, values};
-use support::within;
+use support::{subscribe, within};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
@@ -120,6 +122,50 @@ async fn a_status_that_may_pass_is_tried_again() {
     setup.end().await;
     for status in statuses {
         assert_eq!(endpoint.calls().iter().filter(|call| status_of(call) == status).count(), 2, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_that_asks_for_no_wait_is_not_called_in_a_loop() {
+    let past = httpdate::fmt_http_date(SystemTime::UNIX_EPOCH);
+    for wait in ["0".to_owned(), past] {
+        let endpoint = Endpoint::start(move |_| Reply::status(503).header("retry-after", wait.clone())).await;
+        let mut setup = Setup::start(&endpoint.url(), &[("WEBHOOK_MAX_ATTEMPTS", "8")]).await;
+        setup.publish("cms.cache.a", "").await;
+        assert_eq!(header(&setup.failed().await, "Relay-Attempts"), "8");
+        // With the backoff it is 6 s on average.
+        let calls = endpoint.calls();
+        let took = calls[7].at - calls[0].at;
+        assert!(took > Duration::from_millis(250), "{took:?}");
+        setup.end().await;
+    }
+}
+
+#[tokio::test]
+async fn what_this_machine_is_short_of_fails_no_message() {
+    const SUBJECTS: usize = 100;
+    const SHORT: &str = "this machine is short of what calls need";
+    // With a soft limit only, nothing runs short.
+    for (setting, is_short) in [("ulimit -n 40", true), ("ulimit -Sn 40", false)] {
+        let (nats, endpoint) = (NatsServer::start(), Held::start().await);
+        let client = nats.client().await;
+        let mut relayed = subscribe(&client, "relayed.>").await;
+        let variables = [("WEBHOOK_MAX_ATTEMPTS", "2"), ("WEBHOOK_TIMEOUT", "1h")];
+        let relay = Relay::spawn_under(setting, &nats.url(), &endpoint.url(), &variables);
+        relay.logged("\"message\":\"ready\"").await;
+        for subject in 0..SUBJECTS {
+            client.publish(format!("cms.cache.s{subject}"), "".into()).await.unwrap();
+        }
+        match is_short {
+            true => drop(relay.logged(SHORT).await),
+            false => endpoint.called(SUBJECTS).await,
+        }
+        endpoint.release();
+        for _ in 0..SUBJECTS {
+            within("a relayed message", relayed.next()).await.unwrap();
+        }
+        assert_eq!(relay.lines(SHORT).len(), usize::from(is_short), "{:?}", relay.lines(SHORT));
+        assert!(relay.lines("not relayed").is_empty(), "{:?}", relay.lines("not relayed"));
     }
 }
 

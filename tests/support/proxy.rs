@@ -27,6 +27,8 @@ struct State {
     holding: bool,
     left: Option<usize>,
     cuts: usize,
+    /// Whether what the server sends waits.
+    stalled: bool,
     /// Bytes per second of what the server sends, and when the next part may be read.
     throttle: Option<(usize, Instant)>,
     connections: Vec<JoinHandle<()>>,
@@ -112,6 +114,16 @@ impl Proxy {
     /// New connections keep little in the buffers of the system, those that are there as much as it likes.
     pub fn throttle(&self, bytes_per_second: usize) {
         self.lock().throttle = Some((bytes_per_second, Instant::now()));
+    }
+
+    /// From now on what the server sends waits, until [`Self::go_on`].
+    pub fn stall(&self) {
+        self.lock().stalled = true;
+    }
+
+    /// Lets pass what waits because of [`Self::stall`].
+    pub fn go_on(&self) {
+        self.lock().stalled = false;
     }
 
     /// Takes back a [`Self::throttle`].
@@ -208,7 +220,7 @@ async fn forward(client: TcpStream, port: u16, state: Arc<Mutex<State>>) {
     };
     tokio::select! {
         () = copy(from_client, to_server, || None, swallow, hold, pass) => {}
-        () = copy(from_server, to_client, is_due, |_| state.lock().unwrap().silent, |_| false, pass_slowly) => {}
+        () = copy(from_server, to_client, is_due, |_| state.lock().unwrap().silent, |_| state.lock().unwrap().stalled, pass_slowly) => {}
     }
 }
 

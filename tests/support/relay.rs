@@ -26,7 +26,10 @@ struct Log {
 
 /// The binary with only the given environment, in an empty folder.
 pub fn command(folder: &TempDir, variables: &[(&str, &str)]) -> Command {
-    let mut command = Command::new(BINARY);
+    prepared(Command::new(BINARY), folder, variables)
+}
+
+fn prepared(mut command: Command, folder: &TempDir, variables: &[(&str, &str)]) -> Command {
     command.env_clear().current_dir(folder.path()).envs(variables.iter().copied()).stdin(Stdio::null());
     command
 }
@@ -55,6 +58,17 @@ impl Relay {
     /// Starts the relay from `cms.cache` to `relayed.cache` with JSON logs. `variables` are
     /// added and win.
     pub fn spawn(nats: &str, destination: &str, variables: &[(&str, &str)]) -> Self {
+        Self::spawn_by(Command::new(BINARY), nats, destination, variables)
+    }
+
+    /// Starts the relay after a shell has run `setting`, such as `ulimit -n 40`.
+    pub fn spawn_under(setting: &str, nats: &str, destination: &str, variables: &[(&str, &str)]) -> Self {
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(format!("{setting} && exec '{BINARY}'"));
+        Self::spawn_by(shell, nats, destination, variables)
+    }
+
+    fn spawn_by(command: Command, nats: &str, destination: &str, variables: &[(&str, &str)]) -> Self {
         let mut all = vec![
             ("WEBHOOK_DESTINATION", destination),
             ("NATS_HOST", nats),
@@ -65,7 +79,7 @@ impl Relay {
         all.extend_from_slice(variables);
         let folder = TempDir::new().unwrap();
         let path = folder.path().join("relay.log");
-        let process = command(&folder, &all).stdout(Stdio::null()).stderr(File::create(&path).unwrap()).spawn().unwrap();
+        let process = prepared(command, &folder, &all).stdout(Stdio::null()).stderr(File::create(&path).unwrap()).spawn().unwrap();
         let log = Log { file: File::open(&path).unwrap(), lines: Vec::new(), begun: Vec::new() };
         Self { process: Mutex::new(process), log: Mutex::new(log), _folder: folder }
     }
