@@ -127,7 +127,7 @@ fn promises(message: &Arc<Message>, shaped: Shaped) {
         assert!(value.as_bytes().iter().all(|byte| *byte == b'\t' || (*byte >= 32 && *byte != 127)), "{value:?}");
     }
     // The payload fits, the message's own headers beside it may not.
-    let Ok(copy) = relayed_copy(message, relayed, &shaped.tail, shaped.payload, MAX_PAYLOAD) else { return };
+    let Ok(copy) = relayed_copy(message, relayed, &shaped.tail, shaped.payload, message.id.to_string(), MAX_PAYLOAD) else { return };
     assert!(copy.subject.as_str() == subject && copy.size() <= MAX_PAYLOAD);
     let call = Delivery::new(message, shaped.body, shaped.headers, copy, &Metrics::default()).headers();
     for (name, own) in [("nats-subject", &*message.subject), ("webhook-id", message.id.as_str())] {
@@ -157,7 +157,7 @@ fn message(tail: &str, headers: HeaderMap, payload: &[u8]) -> Arc<Message> {
         subject: PARTS.listen.subject(tail).into(),
         headers,
         payload: payload.to_vec().into(),
-        id: Id::stored("fuzz", 1, 0),
+        id: Id::stored("fuzz", 1, 0, "relay"),
         end: Default::default(),
         stored: None,
     })
