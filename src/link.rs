@@ -10,6 +10,7 @@
 use crate::metrics::Metrics;
 use async_nats::connection::State;
 use async_nats::{Client, ClientError, Event, ServerError};
+use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -21,6 +22,9 @@ use tracing::{error, warn};
 pub const REMIND: Duration = Duration::from_secs(60);
 /// How often a state is looked at for which there is no reliable event.
 const LOOK: Duration = Duration::from_millis(200);
+/// How many denied subjects are remembered: more than can wait for their proof at once, and an
+/// end to those that nobody asks about, such as acknowledgements.
+const MOST_DENIED: usize = 1024;
 
 /// A connection to NATS. Clones share it.
 #[derive(Clone)]
@@ -62,8 +66,8 @@ struct Report {
     denied_ack_said: bool,
     /// The connection in which the subscription is known to be active.
     subscribed_in: u64,
-    denied_publishes: Vec<String>,
-    denied_subscriptions: Vec<String>,
+    denied_publishes: VecDeque<String>,
+    denied_subscriptions: VecDeque<String>,
 }
 
 impl Link {
@@ -180,7 +184,7 @@ impl Link {
     pub fn take_denied_publish(&self, subject: &str) -> bool {
         let mut report = self.report();
         let found = report.denied_publishes.iter().position(|denied| denied == subject);
-        found.map(|index| report.denied_publishes.swap_remove(index)).is_some()
+        found.map(|index| report.denied_publishes.remove(index)).is_some()
     }
 
     /// Returns when the server denies a publish on `subject`.
@@ -243,9 +247,9 @@ impl Link {
                             "the NATS user may not acknowledge messages, so that they come again for ever: grant publish on $JS.ACK.>"
                         );
                     }
-                    report.denied_publishes.push(subject);
+                    remember(&mut report.denied_publishes, subject);
                 }
-                Some((Denied::Subscription, subject)) => report.denied_subscriptions.push(subject),
+                Some((Denied::Subscription, subject)) => remember(&mut report.denied_subscriptions, subject),
                 None if text.to_lowercase().contains("authentication expired") => {
                     error!(reason = text, "the NATS server has ended the connection, because the login is not valid any more: renew it");
                 }
@@ -292,6 +296,14 @@ enum Denied {
     Subscription,
 }
 
+/// Adds to what was denied; the oldest goes where there is no room.
+fn remember(denied: &mut VecDeque<String>, subject: String) {
+    if denied.len() >= MOST_DENIED {
+        denied.pop_front();
+    }
+    denied.push_back(subject);
+}
+
 /// Reads nats-server's `Permissions Violation for Publish to "SUBJECT"` and its twin for
 /// subscriptions. The subject is quoted as Go's `%q` does.
 fn denied(text: &str) -> Option<(Denied, String)> {
@@ -300,20 +312,50 @@ fn denied(text: &str) -> Option<(Denied, String)> {
         Some(quoted) => (Denied::Publish, quoted),
         None => (Denied::Subscription, rest.strip_prefix("Subscription to \"")?),
     };
-    let mut subject = String::new();
-    let mut characters = quoted.chars();
+    Some((kind, unquote(quoted)?))
+}
+
+/// Reads what Go's `strconv.Quote` has written, from behind the first quotation mark to the
+/// second. It escapes what is not printable, by Go's own tables of Unicode, and each byte that is
+/// not UTF-8; a subject with such a byte is none of the relay's.
+fn unquote(quoted: &str) -> Option<String> {
+    let mut bytes = Vec::new();
+    let mut rest = quoted.chars();
     loop {
-        match characters.next()? {
-            '"' => return Some((kind, subject)),
-            '\\' => subject.push(characters.next()?),
-            character => subject.push(character),
-        }
+        let character = match rest.next()? {
+            '"' => return String::from_utf8(bytes).ok(),
+            '\\' => match rest.next()? {
+                'a' => '\u{7}',
+                'b' => '\u{8}',
+                'f' => '\u{c}',
+                'n' => '\n',
+                'r' => '\r',
+                't' => '\t',
+                'v' => '\u{b}',
+                'x' => {
+                    bytes.push(u8::try_from(hexadecimal(&mut rest, 2)?).ok()?);
+                    continue;
+                }
+                'u' => char::from_u32(hexadecimal(&mut rest, 4)?)?,
+                'U' => char::from_u32(hexadecimal(&mut rest, 8)?)?,
+                itself => itself,
+            },
+            character => character,
+        };
+        bytes.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
     }
+}
+
+/// The number that the next `digits` characters are, eight at most.
+fn hexadecimal(text: &mut std::str::Chars<'_>, digits: usize) -> Option<u32> {
+    (0..digits).try_fold(0, |number, _| Some(number * 16 + text.next()?.to_digit(16)?))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+    use std::fmt::Write;
 
     #[test]
     fn denials_are_read_as_the_server_writes_them() {
@@ -322,10 +364,67 @@ mod tests {
             (r#"Permissions Violation for Publish to "a.\"q\"\\""#, Some((Denied::Publish, r#"a."q"\"#))),
             (r#"Permissions Violation for Subscription to "a.>""#, Some((Denied::Subscription, "a.>"))),
             (r#"Permissions Violation for Subscription to "a.>" using queue "q""#, Some((Denied::Subscription, "a.>"))),
+            (r#"Permissions Violation for Publish to "a.\u200bb""#, Some((Denied::Publish, "a.\u{200b}b"))),
+            (r#"Permissions Violation for Publish to "\a\b\f\n\r\t\v""#, Some((Denied::Publish, "\u{7}\u{8}\u{c}\n\r\t\u{b}"))),
+            (r#"Permissions Violation for Publish to "\x01\x7f\u00a0""#, Some((Denied::Publish, "\u{1}\u{7f}\u{a0}"))),
+            (r#"Permissions Violation for Publish to "\U000e0001😀é\ufeff""#, Some((Denied::Publish, "\u{e0001}😀é\u{feff}"))),
+            (r#"Permissions Violation for Publish to "a.\\x01\\u200b""#, Some((Denied::Publish, r"a.\x01\u200b"))),
+            (r#"Permissions Violation for Subscription to "a.\u200b" using queue "\x01""#, Some((Denied::Subscription, "a.\u{200b}"))),
+            // Not UTF-8, and what Go does not write.
+            (r#"Permissions Violation for Publish to "a.\xff""#, None),
+            (r#"Permissions Violation for Publish to "a.\ud800""#, None),
+            (r#"Permissions Violation for Publish to "a.\u200""#, None),
+            (r#"Permissions Violation for Publish to "a.\UFFFFFFFF""#, None),
             ("Authorization Violation", None),
             (r#"Permissions Violation for Publish to "unfinished"#, None),
         ] {
             assert_eq!(denied(text), expected.map(|(kind, subject)| (kind, subject.to_owned())), "{text}");
         }
+    }
+
+    /// Quotes as Go does, which escapes more than it must: what is not printable.
+    fn quote(subject: &[(char, bool)]) -> String {
+        let mut quoted = String::new();
+        for &(character, is_printable) in subject {
+            let code = u32::from(character);
+            match character {
+                '"' | '\\' => quoted.extend(['\\', character]),
+                '\u{7}' => quoted.push_str(r"\a"),
+                '\u{8}' => quoted.push_str(r"\b"),
+                '\u{b}' => quoted.push_str(r"\v"),
+                '\u{c}' => quoted.push_str(r"\f"),
+                '\n' => quoted.push_str(r"\n"),
+                '\r' => quoted.push_str(r"\r"),
+                '\t' => quoted.push_str(r"\t"),
+                '\0'..' ' | '\u{7f}' => write!(quoted, r"\x{code:02x}").unwrap(),
+                ' '..='~' => quoted.push(character),
+                _ if is_printable => quoted.push(character),
+                ..='\u{ffff}' => write!(quoted, r"\u{code:04x}").unwrap(),
+                _ => write!(quoted, r"\U{code:08x}").unwrap(),
+            }
+        }
+        quoted
+    }
+
+    proptest! {
+        #[test]
+        fn any_subject_that_go_quotes_is_read_back(subject in any::<Vec<(char, bool)>>()) {
+            let expected = subject.iter().map(|(character, _)| *character).collect::<String>();
+            let text = format!("Permissions Violation for Publish to \"{}\"", quote(&subject));
+            prop_assert_eq!(denied(&text), Some((Denied::Publish, expected)));
+        }
+
+        #[test]
+        fn reading_a_denial_never_panics(subject in any::<String>()) {
+            let _ = denied(&format!("Permissions Violation for Publish to \"{subject}"));
+        }
+    }
+
+    #[test]
+    fn what_was_denied_is_remembered_within_bounds() {
+        let mut denied = VecDeque::new();
+        (0..=MOST_DENIED).for_each(|number| remember(&mut denied, number.to_string()));
+        assert_eq!(denied.len(), MOST_DENIED);
+        assert_eq!(denied.back(), Some(&MOST_DENIED.to_string()));
     }
 }

@@ -352,6 +352,38 @@ async fn a_message_that_may_not_be_republished_fails_and_no_other() {
 }
 
 #[tokio::test]
+async fn a_denied_subject_is_recognized_whatever_characters_it_has() {
+    let long = format!("{}.\u{1}", "\u{2}".repeat(3900));
+    // As nats-server writes them: \u200b, \x01, \U000e0001, \" and \\, \x7f, and four characters for each of 3900.
+    let denied = ["a\u{200b}b", "a\u{1}b", "a\u{e0001}b", r#"a"b\x01"#, "a\u{7f}é😀", &long];
+    let quoted = denied.iter().map(|tail| format!("\"relayed.cache.{}\"", tail.replace('\\', r"\\").replace('"', r#"\""#)));
+    let nats = server_with(&format!(
+        r#"subscribe: ["cms.cache.>", "_INBOX.>"],
+           publish: {{ allow: ["relayed.cache.>", "failed.cache.>", "_INBOX.>"], deny: [{}] }}"#,
+        quoted.collect::<Vec<_>>().join(", ")
+    ));
+    let endpoint = Endpoint::ok().await;
+    let client = nats.client_as("admin", "pw").await;
+    let mut relayed = subscribe(&client, "relayed.>").await;
+    let mut failed = subscribe(&client, "failed.>").await;
+    let mut relay = Relay::start(&nats.url(), &endpoint.url(), &[&LOGIN[..], &[FAILED, HTTP]].concat()).await;
+    for tail in denied {
+        publish(&client, &format!("cms.cache.{tail}"), "").await;
+        let letter = within("a dead letter", failed.next()).await.unwrap();
+        assert_eq!(letter.subject.as_str(), format!("failed.cache.{tail}"));
+        assert_eq!(letter.headers.unwrap().get("Relay-Reason").unwrap().as_str(), "publish");
+    }
+    // Its twins are not denied.
+    for tail in ["au200bb", "ax01b"] {
+        publish(&client, &format!("cms.cache.{tail}"), "").await;
+        assert_eq!(next(&mut relayed).await.0, format!("relayed.cache.{tail}"));
+    }
+    relay.counted("messages_failed_total{reason=\"publish\"}", denied.len() as u64).await;
+    relay.counted("messages_relayed_total", 2).await;
+    assert!(relay.stop().await.success());
+}
+
+#[tokio::test]
 async fn many_denials_at_once_fail_nothing_that_was_republished() {
     const DENIED: usize = 400;
     let nats = server_with(
