@@ -667,3 +667,45 @@ async fn a_relay_full_of_a_stream_ends_when_its_client_has_ended() {
 async fn a_full_relay_ends_when_its_client_has_ended() {
     full_while_there_is_no_client(From::Core).await;
 }
+
+// A call that hangs
+
+#[tokio::test]
+async fn a_call_that_hangs_over_a_reconnect_delays_no_other_subject() {
+    const SUBJECTS: usize = 10;
+    let (nats, stream) = server().await;
+    let proxy = Proxy::to(nats.port).await;
+    let endpoint = Held::hanging(|call| call.subject == "cms.cache.hangs").await;
+    let relayed = Relayed::listen(&nats.client().await).await;
+    let relay = Relay::start(&proxy.url(), &endpoint.url(), &[STREAM, HTTP, PATIENT]).await;
+    // Numbers of no subject of the others.
+    for number in [100_000, 100_001] {
+        stream.publish("cms.cache.hangs", format!("{number} ")).await;
+    }
+    stream.fill(0..30, SUBJECTS, 0).await;
+    endpoint.called(1 + SUBJECTS).await;
+    relay.counted("messages_received_total", 32).await;
+    let mut expected = 30;
+    for cut in 1..=2 {
+        proxy.cut();
+        let began = Instant::now();
+        endpoint.release();
+        relay.logged_times("reconnected to NATS", cut).await;
+        // Those that waited, and new ones.
+        stream.fill(expected..expected + 30, SUBJECTS, 0).await;
+        expected += 30;
+        while relayed.count() < expected {
+            let (count, elapsed) = (relayed.count(), began.elapsed());
+            assert!(elapsed < Duration::from_secs(15), "{count} of {expected} are relayed {elapsed:?} after a short reconnect");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        println!("{expected} are relayed {:?} after the cut", began.elapsed());
+        stream.until("all others are settled", |info| info["num_ack_pending"].as_u64() <= Some(2)).await;
+    }
+    assert_eq!(endpoint.subjects().iter().filter(|subject| *subject == "cms.cache.hangs").count(), 1, "called again, or overtaken");
+    complete_and_in_order(&relayed.numbers(), expected, SUBJECTS);
+    endpoint.release_all();
+    stream.settled().await;
+    let hung: Vec<_> = endpoint.numbers().into_iter().filter(|number| *number >= 100_000).collect();
+    assert_eq!(complete_and_in_order(&hung.iter().map(|number| number - 100_000).collect::<Vec<_>>(), 2, 1), 0);
+}
