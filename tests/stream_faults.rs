@@ -14,10 +14,10 @@ use support::endpoint::{Call, Endpoint, Reply};
 use support::held::Held;
 use support::nats::NatsServer;
 use support::proxy::Proxy;
-use support::relay::Relay;
+use support::relay::{Relay, field};
 use support::setup::{Setup, by_hand, header, hpub, poison};
 use support::stream::{
-    FAILED, HTTP, JETSTREAM, JetStream, PATIENT, STREAM, complete_and_in_order, let_pass, number, numbers, server, setup,
+    CONSUMER, FAILED, HTTP, JETSTREAM, JetStream, PATIENT, STREAM, complete_and_in_order, let_pass, number, numbers, server, setup,
 };
 use support::{eventually, signal, subscribe};
 
@@ -708,4 +708,131 @@ async fn a_call_that_hangs_over_a_reconnect_delays_no_other_subject() {
     stream.settled().await;
     let hung: Vec<_> = endpoint.numbers().into_iter().filter(|number| *number >= 100_000).collect();
     assert_eq!(complete_and_in_order(&hung.iter().map(|number| number - 100_000).collect::<Vec<_>>(), 2, 1), 0);
+}
+
+// Readiness
+
+#[tokio::test]
+async fn readyz_tells_that_the_stream_is_gone_and_when_it_is_back() {
+    let (nats, stream) = server().await;
+    let endpoint = Endpoint::ok().await;
+    let relay = Relay::start(&nats.url(), &endpoint.url(), &[STREAM, HTTP]).await;
+    stream.publish("cms.cache.s0", "0").await;
+    stream.settled().await;
+    for round in 1..=2 {
+        relay.readyz(200).await;
+        stream.remove("CMS").await;
+        let removed = Instant::now();
+        while relay.get("/readyz").await.0 == 200 {
+            assert!(removed.elapsed() < Duration::from_secs(15), "ready {:?} after the stream was removed", removed.elapsed());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        println!("not ready {:?} after the stream was removed", removed.elapsed());
+        // It stays so.
+        let_pass(Duration::from_secs(2)).await;
+        assert_eq!(relay.get("/readyz").await.0, 503);
+        assert_eq!(relay.get("/healthz").await.0, 200);
+        stream.add("CMS", "cms.cache.>", json!({})).await;
+        relay.readyz(200).await;
+        stream.publish("cms.cache.s0", round.to_string()).await;
+        endpoint.received(1 + round).await;
+        stream.settled().await;
+    }
+}
+
+// What is counted
+
+/// All that a relay has received has come to an end, and to one only.
+async fn adds_up(relay: &Relay) -> u64 {
+    relay.counted("messages_pending", 0).await;
+    let (_, metrics) = relay.get("/metrics").await;
+    let sum = |name: &str| -> u64 {
+        let of = |line: &str| {
+            let rest = line.strip_prefix("nats_webhook_relay_messages_")?.strip_prefix(name)?.strip_prefix("_total")?;
+            rest.rsplit_once(' ')?.1.parse::<u64>().ok()
+        };
+        metrics.lines().filter_map(of).sum::<u64>()
+    };
+    let received = sum("received");
+    let ends = ["relayed", "rejected", "failed", "given_back"].map(|name| (name, sum(name)));
+    println!("received {received}, of which {ends:?}");
+    assert_eq!(received, ends.iter().map(|(_, count)| count).sum::<u64>(), "received on the left, of which {ends:?}");
+    received
+}
+
+#[tokio::test]
+async fn what_is_received_adds_up_after_a_reconnect() {
+    const MESSAGES: usize = 60;
+    let (nats, stream) = server().await;
+    let proxy = Proxy::to(nats.port).await;
+    let endpoint = Held::start().await;
+    let relay = Relay::start(&proxy.url(), &endpoint.url(), &[STREAM, HTTP, PATIENT, FAILED]).await;
+    stream.fill(0..MESSAGES, 5, 0).await;
+    relay.counted("messages_received_total", MESSAGES as u64).await;
+    endpoint.called(5).await;
+    proxy.cut();
+    relay.logged("reconnected to NATS").await;
+    // While they wait, too.
+    let (received, pending) = (relay.metric("messages_received_total").await, relay.metric("messages_pending").await);
+    println!("received {received} with {pending} pending after the reconnect");
+    endpoint.release();
+    stream.settled().await;
+    assert!(adds_up(&relay).await >= MESSAGES as u64);
+    assert_eq!(relay.metric("messages_relayed_total").await, MESSAGES as u64);
+}
+
+#[tokio::test]
+async fn what_is_received_adds_up_after_a_lost_turn() {
+    const MESSAGES: usize = 60;
+    let (nats, stream) = server().await;
+    let endpoint = Endpoint::start(|call| match replica(call) {
+        "first" => Reply::status(503).header("retry-after", "300"),
+        _ => Reply::ok(),
+    })
+    .await;
+    let first = named("first", &nats.url(), &endpoint).await;
+    stream.fill(0..MESSAGES, 5, 0).await;
+    endpoint.answered(5).await;
+    first.counted("messages_received_total", MESSAGES as u64).await;
+    let other = named("other", &nats.url(), &endpoint).await;
+    signal(first.pid(), "STOP");
+    stream.call(&format!("CONSUMER.UNPIN.CMS.{CONSUMER}"), json!({ "group": "relay" })).await;
+    stream.publish("cms.cache.s0", MESSAGES.to_string()).await;
+    stream.until("another works", |info| info["priority_groups"][0]["pinned_client_id"].is_string()).await;
+    signal(first.pid(), "CONT");
+    other.logged("this replica is the one that works").await;
+    stream.settled().await;
+    adds_up(&first).await;
+    assert!(adds_up(&other).await > MESSAGES as u64);
+}
+
+#[tokio::test]
+async fn no_message_ends_twice_when_the_endpoint_accepts_as_the_grace_ends() {
+    const MESSAGES: usize = 3_000;
+    let _alone = ALONE.lock().await;
+    // Where in the rush of answers the end falls is chance.
+    for early in [100, 300, 500, 700, 900] {
+        let nats = NatsServer::start();
+        let client = nats.client().await;
+        let endpoint = Held::start().await;
+        let variables = [HTTP, PATIENT, FAILED, ("SHUTDOWN_GRACE", "2s"), ("MAX_IN_FLIGHT", "4000")];
+        let mut relay = Relay::start(&nats.url(), &endpoint.url(), &variables).await;
+        for number in 0..MESSAGES {
+            client.publish(format!("cms.cache.s{number}"), number.to_string().into()).await.unwrap();
+        }
+        relay.counted("messages_received_total", MESSAGES as u64).await;
+        endpoint.called(MESSAGES).await;
+        signal(relay.pid(), "TERM");
+        relay.logged("\"message\":\"stopping").await;
+        let_pass(Duration::from_millis(2_000 - early)).await;
+        endpoint.release();
+        relay.exit().await;
+        let ended = |text: &str| -> Vec<String> { relay.lines(text).iter().map(|line| field(line, "id").to_owned()).collect() };
+        let (relayed, failed) = (ended("\"message\":\"relayed\""), ended("\"message\":\"not relayed\""));
+        println!("{} relayed and {} failed of {MESSAGES}, released {early} ms before the end", relayed.len(), failed.len());
+        let failed: HashSet<_> = failed.into_iter().collect();
+        let both: Vec<_> = relayed.iter().filter(|id| failed.contains(*id)).collect();
+        assert!(both.is_empty(), "{} are relayed and failed: {both:?}", both.len());
+        assert_eq!(relayed.len() + failed.len(), MESSAGES);
+    }
 }
