@@ -12,14 +12,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use support::endpoint::{Call, Endpoint, Reply};
 use support::held::Held;
-use support::nats::NatsServer;
+use support::nats::{Absent, NatsServer};
 use support::proxy::Proxy;
 use support::relay::{Relay, field};
 use support::setup::{Setup, by_hand, header, hpub, poison};
 use support::stream::{
     CONSUMER, FAILED, HTTP, JETSTREAM, JetStream, PATIENT, STREAM, complete_and_in_order, let_pass, number, numbers, server, setup,
 };
-use support::{eventually, signal, subscribe};
+use support::{eventually, signal, subscribe, within};
 
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -362,8 +362,12 @@ impl Draining {
 
 /// A relay that tells the endpoint its name.
 async fn named(name: &str, nats: &str, endpoint: &Endpoint) -> Relay {
+    named_with(name, nats, endpoint, &[("SHUTDOWN_GRACE", "50s")]).await
+}
+
+async fn named_with(name: &str, nats: &str, endpoint: &Endpoint, variables: &[(&str, &str)]) -> Relay {
     let header = format!("x-replica={name}");
-    let variables = [STREAM, HTTP, PATIENT, ("WEBHOOK_HEADERS", &header), ("SHUTDOWN_GRACE", "50s")];
+    let variables = [&[STREAM, HTTP, PATIENT, ("WEBHOOK_HEADERS", &header)], variables].concat();
     Relay::start(nats, &endpoint.url(), &variables).await
 }
 
@@ -835,4 +839,136 @@ async fn no_message_ends_twice_when_the_endpoint_accepts_as_the_grace_ends() {
         assert!(both.is_empty(), "{} are relayed and failed: {both:?}", both.len());
         assert_eq!(relayed.len() + failed.len(), MESSAGES);
     }
+}
+
+// Replicas that share
+
+#[tokio::test]
+async fn a_message_that_is_gone_from_the_stream_fails_while_another_replica_holds_one() {
+    let (nats, stream) = server().await;
+    let client = nats.client().await;
+    let mut failed = subscribe(&client, "failed.>").await;
+    let endpoint = Endpoint::start(|_| Reply::status(503)).await;
+    let share = [("NATS_REPLICAS_SHARE", "true"), FAILED, ("WEBHOOK_MAX_ATTEMPTS", "unlimited")];
+    let _first = named_with("first", &nats.url(), &endpoint, &share).await;
+    let _other = named_with("other", &nats.url(), &endpoint, &share).await;
+    // Until each has one.
+    let mut sequences = Vec::new();
+    let holders = || endpoint.calls().iter().map(|call| replica(call).to_owned()).collect::<HashSet<_>>();
+    while holders().len() < 2 {
+        let number = sequences.len();
+        sequences.push(stream.publish(&format!("cms.cache.s{number}"), number.to_string()).await);
+        let has_it = || numbers(&endpoint.calls()).contains(&number);
+        eventually("somebody has it", has_it).await;
+        assert!(number < 100, "one replica has them all");
+    }
+    // The last one that was called for first, so that its replica has had no other.
+    let number = sequences.len() - 1;
+    stream.call("STREAM.MSG.DELETE.CMS", json!({ "seq": sequences[number] })).await;
+    let deleted = Instant::now();
+    let letter = tokio::time::timeout(Duration::from_secs(90), failed.next()).await;
+    let letter = letter.unwrap_or_else(|_| panic!("{number} has not failed 90 s after it was deleted")).unwrap();
+    println!("{number} failed {:?} after it was deleted", deleted.elapsed());
+    assert_eq!(letter.payload, number.to_string());
+    assert!(header(&letter, "Relay-Error").contains("the stream no longer keeps the message"), "{letter:?}");
+    // The others are left alone.
+    stream.unsettled(number as u64).await;
+}
+
+// A domain that is not there yet
+
+#[tokio::test]
+async fn a_domain_that_cannot_be_reached_yet_is_waited_for() {
+    let hub = Absent::reserve();
+    let leaf = NatsServer::with_config(&format!("leafnodes {{ reconnect: \"1s\", remotes: [ {{ url: \"{}\" }} ] }}", hub.url()));
+    let endpoint = Endpoint::ok().await;
+    let relay = Relay::spawn(&leaf.url(), &endpoint.url(), &[STREAM, HTTP, ("NATS_JETSTREAM_DOMAIN", "hub")]);
+    relay.logged("waiting for JetStream").await;
+    // A few more tries.
+    let_pass(Duration::from_secs(4)).await;
+    assert!(relay.is_running());
+    assert_eq!(relay.lines("waiting for JetStream").len(), 1);
+    relay.readyz(503).await;
+
+    let port = hub.port;
+    drop(hub);
+    let hub = NatsServer::with_config(&format!("jetstream {{ domain: hub }}, leafnodes {{ listen: \"127.0.0.1:{port}\" }}"));
+    let stream = JetStream::with_prefix(&hub.client().await, "$JS.hub.API");
+    stream.add("CMS", "cms.cache.>", json!({})).await;
+    relay.logged("\"message\":\"ready\"").await;
+    stream.publish("cms.cache.a", "0").await;
+    endpoint.received(1).await;
+    stream.settled().await;
+    relay.readyz(200).await;
+}
+
+// Several frontends on one stream
+
+/// Relays what is in the stream CMS through one consumer each.
+async fn two_frontends(prefixes: [(&str, &str); 2]) -> Vec<(String, String)> {
+    const MESSAGES: usize = 20;
+    let (nats, stream) = server().await;
+    stream.add("RELAYED", "relayed.>", json!({})).await;
+    let endpoint = Endpoint::ok().await;
+    let mut relays = Vec::new();
+    for (consumer, prefix) in prefixes {
+        let own = [STREAM, HTTP, ("NATS_CONSUMER", consumer), ("NATS_RELAYED_SUBJECT_PREFIX", prefix)];
+        relays.push(Relay::start(&nats.url(), &endpoint.url(), &own).await);
+    }
+    stream.fill(0..MESSAGES, 4, 0).await;
+    for relay in &relays {
+        relay.counted("messages_relayed_total", MESSAGES as u64).await;
+    }
+    stream.messages("RELAYED").await
+}
+
+#[tokio::test]
+async fn two_frontends_on_one_stream_have_each_message_stored_for_both() {
+    let relayed = two_frontends([("shop", "relayed.shop"), ("blog", "relayed.blog")]).await;
+    for prefix in ["relayed.shop.", "relayed.blog."] {
+        let of: Vec<_> = relayed.iter().filter(|(subject, _)| subject.starts_with(prefix)).map(|(_, payload)| number(payload)).collect();
+        assert_eq!(complete_and_in_order(&of, 20, 4), 0, "{prefix}");
+    }
+    assert_eq!(relayed.len(), 40);
+}
+
+#[tokio::test]
+async fn two_consumers_that_relay_to_the_same_subjects_have_each_message_stored_for_both() {
+    let relayed = two_frontends([("shop", "relayed.cache"), ("blog", "relayed.cache")]).await;
+    let all: Vec<_> = relayed.iter().map(|(_, payload)| number(payload)).collect();
+    assert_eq!(all.len(), 40, "{all:?}");
+    assert!((0..20).all(|number| all.iter().filter(|other| **other == number).count() == 2), "{all:?}");
+}
+
+#[tokio::test]
+async fn a_copy_is_stored_once_for_each_of_two_frontends_also_when_it_is_relayed_again() {
+    let (nats, stream) = server().await;
+    let client = nats.client().await;
+    stream.add("RELAYED", "relayed.>", json!({})).await;
+    let proxy = Proxy::to(nats.port).await;
+    let endpoint = Endpoint::ok().await;
+    let of = |consumer| [STREAM, HTTP, ("NATS_CONSUMER", consumer), ("NATS_RELAYED_SUBJECT_PREFIX", "relayed.cache")];
+    let shop = Relay::start(&proxy.url(), &endpoint.url(), &of("shop")).await;
+    let blog = Relay::start(&nats.url(), &endpoint.url(), &of("blog")).await;
+    let mut confirmed = subscribe(&client, "relayed.>").await;
+    // The first one dies when the message is relayed and before the stream knows.
+    proxy.hold("+ACK");
+    stream.publish("cms.cache.a", "1").await;
+    eventually("the acknowledgement is on its way", || proxy.is_holding()).await;
+    blog.counted("messages_relayed_total", 1).await;
+    signal(shop.pid(), "KILL");
+    proxy.cut();
+    proxy.resume();
+    let shop = Relay::start(&nats.url(), &endpoint.url(), &of("shop")).await;
+    shop.counted("messages_relayed_total", 1).await;
+
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        let message = within("a relayed message", confirmed.next()).await.unwrap();
+        ids.push(header(&message, "Nats-Msg-Id").to_owned());
+    }
+    let different: HashSet<_> = ids.iter().collect();
+    assert_eq!(different.len(), 2, "one for each frontend, also when it is relayed again: {ids:?}");
+    let stored = stream.messages("RELAYED").await;
+    assert_eq!(stored.len(), 2, "{stored:?}");
 }
