@@ -12,14 +12,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use support::endpoint::{Call, Endpoint, Reply};
 use support::held::Held;
-use support::nats::NatsServer;
+use support::nats::{Absent, NatsServer};
 use support::proxy::Proxy;
-use support::relay::Relay;
+use support::relay::{Relay, field};
 use support::setup::{Setup, by_hand, header, hpub, poison};
 use support::stream::{
-    FAILED, HTTP, JETSTREAM, JetStream, PATIENT, STREAM, complete_and_in_order, let_pass, number, numbers, server, setup,
+    CONSUMER, FAILED, HTTP, JETSTREAM, JetStream, PATIENT, STREAM, complete_and_in_order, let_pass, number, numbers, server, setup,
 };
-use support::{eventually, signal, subscribe};
+use support::{eventually, signal, subscribe, within};
 
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -362,8 +362,12 @@ impl Draining {
 
 /// A relay that tells the endpoint its name.
 async fn named(name: &str, nats: &str, endpoint: &Endpoint) -> Relay {
+    named_with(name, nats, endpoint, &[("SHUTDOWN_GRACE", "50s")]).await
+}
+
+async fn named_with(name: &str, nats: &str, endpoint: &Endpoint, variables: &[(&str, &str)]) -> Relay {
     let header = format!("x-replica={name}");
-    let variables = [STREAM, HTTP, PATIENT, ("WEBHOOK_HEADERS", &header), ("SHUTDOWN_GRACE", "50s")];
+    let variables = [&[STREAM, HTTP, PATIENT, ("WEBHOOK_HEADERS", &header)], variables].concat();
     Relay::start(nats, &endpoint.url(), &variables).await
 }
 
@@ -666,4 +670,305 @@ async fn a_relay_full_of_a_stream_ends_when_its_client_has_ended() {
 #[tokio::test]
 async fn a_full_relay_ends_when_its_client_has_ended() {
     full_while_there_is_no_client(From::Core).await;
+}
+
+// A call that hangs
+
+#[tokio::test]
+async fn a_call_that_hangs_over_a_reconnect_delays_no_other_subject() {
+    const SUBJECTS: usize = 10;
+    let (nats, stream) = server().await;
+    let proxy = Proxy::to(nats.port).await;
+    let endpoint = Held::hanging(|call| call.subject == "cms.cache.hangs").await;
+    let relayed = Relayed::listen(&nats.client().await).await;
+    let relay = Relay::start(&proxy.url(), &endpoint.url(), &[STREAM, HTTP, PATIENT]).await;
+    // Numbers of no subject of the others.
+    for number in [100_000, 100_001] {
+        stream.publish("cms.cache.hangs", format!("{number} ")).await;
+    }
+    stream.fill(0..30, SUBJECTS, 0).await;
+    endpoint.called(1 + SUBJECTS).await;
+    relay.counted("messages_received_total", 32).await;
+    let mut expected = 30;
+    for cut in 1..=2 {
+        proxy.cut();
+        let began = Instant::now();
+        endpoint.release();
+        relay.logged_times("reconnected to NATS", cut).await;
+        // Those that waited, and new ones.
+        stream.fill(expected..expected + 30, SUBJECTS, 0).await;
+        expected += 30;
+        while relayed.count() < expected {
+            let (count, elapsed) = (relayed.count(), began.elapsed());
+            assert!(elapsed < Duration::from_secs(15), "{count} of {expected} are relayed {elapsed:?} after a short reconnect");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        println!("{expected} are relayed {:?} after the cut", began.elapsed());
+        stream.until("all others are settled", |info| info["num_ack_pending"].as_u64() <= Some(2)).await;
+    }
+    assert_eq!(endpoint.subjects().iter().filter(|subject| *subject == "cms.cache.hangs").count(), 1, "called again, or overtaken");
+    complete_and_in_order(&relayed.numbers(), expected, SUBJECTS);
+    endpoint.release_all();
+    stream.settled().await;
+    let hung: Vec<_> = endpoint.numbers().into_iter().filter(|number| *number >= 100_000).collect();
+    assert_eq!(complete_and_in_order(&hung.iter().map(|number| number - 100_000).collect::<Vec<_>>(), 2, 1), 0);
+}
+
+// Readiness
+
+#[tokio::test]
+async fn readyz_tells_that_the_stream_is_gone_and_when_it_is_back() {
+    let (nats, stream) = server().await;
+    let endpoint = Endpoint::ok().await;
+    let relay = Relay::start(&nats.url(), &endpoint.url(), &[STREAM, HTTP]).await;
+    stream.publish("cms.cache.s0", "0").await;
+    stream.settled().await;
+    for round in 1..=2 {
+        relay.readyz(200).await;
+        stream.remove("CMS").await;
+        let removed = Instant::now();
+        while relay.get("/readyz").await.0 == 200 {
+            assert!(removed.elapsed() < Duration::from_secs(15), "ready {:?} after the stream was removed", removed.elapsed());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        println!("not ready {:?} after the stream was removed", removed.elapsed());
+        // It stays so.
+        let_pass(Duration::from_secs(2)).await;
+        assert_eq!(relay.get("/readyz").await.0, 503);
+        assert_eq!(relay.get("/healthz").await.0, 200);
+        stream.add("CMS", "cms.cache.>", json!({})).await;
+        relay.readyz(200).await;
+        stream.publish("cms.cache.s0", round.to_string()).await;
+        endpoint.received(1 + round).await;
+        stream.settled().await;
+    }
+}
+
+// What is counted
+
+/// All that a relay has received has come to an end, and to one only.
+async fn adds_up(relay: &Relay) -> u64 {
+    relay.counted("messages_pending", 0).await;
+    let (_, metrics) = relay.get("/metrics").await;
+    let sum = |name: &str| -> u64 {
+        let of = |line: &str| {
+            let rest = line.strip_prefix("nats_webhook_relay_messages_")?.strip_prefix(name)?.strip_prefix("_total")?;
+            rest.rsplit_once(' ')?.1.parse::<u64>().ok()
+        };
+        metrics.lines().filter_map(of).sum::<u64>()
+    };
+    let received = sum("received");
+    let ends = ["relayed", "rejected", "failed", "given_back"].map(|name| (name, sum(name)));
+    println!("received {received}, of which {ends:?}");
+    assert_eq!(received, ends.iter().map(|(_, count)| count).sum::<u64>(), "received on the left, of which {ends:?}");
+    received
+}
+
+#[tokio::test]
+async fn what_is_received_adds_up_after_a_reconnect() {
+    const MESSAGES: usize = 60;
+    let (nats, stream) = server().await;
+    let proxy = Proxy::to(nats.port).await;
+    let endpoint = Held::start().await;
+    let relay = Relay::start(&proxy.url(), &endpoint.url(), &[STREAM, HTTP, PATIENT, FAILED]).await;
+    stream.fill(0..MESSAGES, 5, 0).await;
+    relay.counted("messages_received_total", MESSAGES as u64).await;
+    endpoint.called(5).await;
+    proxy.cut();
+    relay.logged("reconnected to NATS").await;
+    // While they wait, too.
+    let (received, pending) = (relay.metric("messages_received_total").await, relay.metric("messages_pending").await);
+    println!("received {received} with {pending} pending after the reconnect");
+    endpoint.release();
+    stream.settled().await;
+    assert!(adds_up(&relay).await >= MESSAGES as u64);
+    assert_eq!(relay.metric("messages_relayed_total").await, MESSAGES as u64);
+}
+
+#[tokio::test]
+async fn what_is_received_adds_up_after_a_lost_turn() {
+    const MESSAGES: usize = 60;
+    let (nats, stream) = server().await;
+    let endpoint = Endpoint::start(|call| match replica(call) {
+        "first" => Reply::status(503).header("retry-after", "300"),
+        _ => Reply::ok(),
+    })
+    .await;
+    let first = named("first", &nats.url(), &endpoint).await;
+    stream.fill(0..MESSAGES, 5, 0).await;
+    endpoint.answered(5).await;
+    first.counted("messages_received_total", MESSAGES as u64).await;
+    let other = named("other", &nats.url(), &endpoint).await;
+    signal(first.pid(), "STOP");
+    stream.call(&format!("CONSUMER.UNPIN.CMS.{CONSUMER}"), json!({ "group": "relay" })).await;
+    stream.publish("cms.cache.s0", MESSAGES.to_string()).await;
+    stream.until("another works", |info| info["priority_groups"][0]["pinned_client_id"].is_string()).await;
+    signal(first.pid(), "CONT");
+    other.logged("this replica is the one that works").await;
+    stream.settled().await;
+    adds_up(&first).await;
+    assert!(adds_up(&other).await > MESSAGES as u64);
+}
+
+#[tokio::test]
+async fn no_message_ends_twice_when_the_endpoint_accepts_as_the_grace_ends() {
+    const MESSAGES: usize = 3_000;
+    let _alone = ALONE.lock().await;
+    // Where in the rush of answers the end falls is chance.
+    for early in [100, 300, 500, 700, 900] {
+        let nats = NatsServer::start();
+        let client = nats.client().await;
+        let endpoint = Held::start().await;
+        let variables = [HTTP, PATIENT, FAILED, ("SHUTDOWN_GRACE", "2s"), ("MAX_IN_FLIGHT", "4000")];
+        let mut relay = Relay::start(&nats.url(), &endpoint.url(), &variables).await;
+        for number in 0..MESSAGES {
+            client.publish(format!("cms.cache.s{number}"), number.to_string().into()).await.unwrap();
+        }
+        relay.counted("messages_received_total", MESSAGES as u64).await;
+        endpoint.called(MESSAGES).await;
+        signal(relay.pid(), "TERM");
+        relay.logged("\"message\":\"stopping").await;
+        let_pass(Duration::from_millis(2_000 - early)).await;
+        endpoint.release();
+        relay.exit().await;
+        let ended = |text: &str| -> Vec<String> { relay.lines(text).iter().map(|line| field(line, "id").to_owned()).collect() };
+        let (relayed, failed) = (ended("\"message\":\"relayed\""), ended("\"message\":\"not relayed\""));
+        println!("{} relayed and {} failed of {MESSAGES}, released {early} ms before the end", relayed.len(), failed.len());
+        let failed: HashSet<_> = failed.into_iter().collect();
+        let both: Vec<_> = relayed.iter().filter(|id| failed.contains(*id)).collect();
+        assert!(both.is_empty(), "{} are relayed and failed: {both:?}", both.len());
+        assert_eq!(relayed.len() + failed.len(), MESSAGES);
+    }
+}
+
+// Replicas that share
+
+#[tokio::test]
+async fn a_message_that_is_gone_from_the_stream_fails_while_another_replica_holds_one() {
+    let (nats, stream) = server().await;
+    let client = nats.client().await;
+    let mut failed = subscribe(&client, "failed.>").await;
+    let endpoint = Endpoint::start(|_| Reply::status(503)).await;
+    let share = [("NATS_REPLICAS_SHARE", "true"), FAILED, ("WEBHOOK_MAX_ATTEMPTS", "unlimited")];
+    let _first = named_with("first", &nats.url(), &endpoint, &share).await;
+    let _other = named_with("other", &nats.url(), &endpoint, &share).await;
+    // Until each has one.
+    let mut sequences = Vec::new();
+    let holders = || endpoint.calls().iter().map(|call| replica(call).to_owned()).collect::<HashSet<_>>();
+    while holders().len() < 2 {
+        let number = sequences.len();
+        sequences.push(stream.publish(&format!("cms.cache.s{number}"), number.to_string()).await);
+        let has_it = || numbers(&endpoint.calls()).contains(&number);
+        eventually("somebody has it", has_it).await;
+        assert!(number < 100, "one replica has them all");
+    }
+    // The last one that was called for first, so that its replica has had no other.
+    let number = sequences.len() - 1;
+    stream.call("STREAM.MSG.DELETE.CMS", json!({ "seq": sequences[number] })).await;
+    let deleted = Instant::now();
+    let letter = tokio::time::timeout(Duration::from_secs(90), failed.next()).await;
+    let letter = letter.unwrap_or_else(|_| panic!("{number} has not failed 90 s after it was deleted")).unwrap();
+    println!("{number} failed {:?} after it was deleted", deleted.elapsed());
+    assert_eq!(letter.payload, number.to_string());
+    assert!(header(&letter, "Relay-Error").contains("the stream no longer keeps the message"), "{letter:?}");
+    // The others are left alone.
+    stream.unsettled(number as u64).await;
+}
+
+// A domain that is not there yet
+
+#[tokio::test]
+async fn a_domain_that_cannot_be_reached_yet_is_waited_for() {
+    let hub = Absent::reserve();
+    let leaf = NatsServer::with_config(&format!("leafnodes {{ reconnect: \"1s\", remotes: [ {{ url: \"{}\" }} ] }}", hub.url()));
+    let endpoint = Endpoint::ok().await;
+    let relay = Relay::spawn(&leaf.url(), &endpoint.url(), &[STREAM, HTTP, ("NATS_JETSTREAM_DOMAIN", "hub")]);
+    relay.logged("waiting for JetStream").await;
+    // A few more tries.
+    let_pass(Duration::from_secs(4)).await;
+    assert!(relay.is_running());
+    assert_eq!(relay.lines("waiting for JetStream").len(), 1);
+    relay.readyz(503).await;
+
+    let port = hub.port;
+    drop(hub);
+    let hub = NatsServer::with_config(&format!("jetstream {{ domain: hub }}, leafnodes {{ listen: \"127.0.0.1:{port}\" }}"));
+    let stream = JetStream::with_prefix(&hub.client().await, "$JS.hub.API");
+    stream.add("CMS", "cms.cache.>", json!({})).await;
+    relay.logged("\"message\":\"ready\"").await;
+    stream.publish("cms.cache.a", "0").await;
+    endpoint.received(1).await;
+    stream.settled().await;
+    relay.readyz(200).await;
+}
+
+// Several frontends on one stream
+
+/// Relays what is in the stream CMS through one consumer each.
+async fn two_frontends(prefixes: [(&str, &str); 2]) -> Vec<(String, String)> {
+    const MESSAGES: usize = 20;
+    let (nats, stream) = server().await;
+    stream.add("RELAYED", "relayed.>", json!({})).await;
+    let endpoint = Endpoint::ok().await;
+    let mut relays = Vec::new();
+    for (consumer, prefix) in prefixes {
+        let own = [STREAM, HTTP, ("NATS_CONSUMER", consumer), ("NATS_RELAYED_SUBJECT_PREFIX", prefix)];
+        relays.push(Relay::start(&nats.url(), &endpoint.url(), &own).await);
+    }
+    stream.fill(0..MESSAGES, 4, 0).await;
+    for relay in &relays {
+        relay.counted("messages_relayed_total", MESSAGES as u64).await;
+    }
+    stream.messages("RELAYED").await
+}
+
+#[tokio::test]
+async fn two_frontends_on_one_stream_have_each_message_stored_for_both() {
+    let relayed = two_frontends([("shop", "relayed.shop"), ("blog", "relayed.blog")]).await;
+    for prefix in ["relayed.shop.", "relayed.blog."] {
+        let of: Vec<_> = relayed.iter().filter(|(subject, _)| subject.starts_with(prefix)).map(|(_, payload)| number(payload)).collect();
+        assert_eq!(complete_and_in_order(&of, 20, 4), 0, "{prefix}");
+    }
+    assert_eq!(relayed.len(), 40);
+}
+
+#[tokio::test]
+async fn two_consumers_that_relay_to_the_same_subjects_have_each_message_stored_for_both() {
+    let relayed = two_frontends([("shop", "relayed.cache"), ("blog", "relayed.cache")]).await;
+    let all: Vec<_> = relayed.iter().map(|(_, payload)| number(payload)).collect();
+    assert_eq!(all.len(), 40, "{all:?}");
+    assert!((0..20).all(|number| all.iter().filter(|other| **other == number).count() == 2), "{all:?}");
+}
+
+#[tokio::test]
+async fn a_copy_is_stored_once_for_each_of_two_frontends_also_when_it_is_relayed_again() {
+    let (nats, stream) = server().await;
+    let client = nats.client().await;
+    stream.add("RELAYED", "relayed.>", json!({})).await;
+    let proxy = Proxy::to(nats.port).await;
+    let endpoint = Endpoint::ok().await;
+    let of = |consumer| [STREAM, HTTP, ("NATS_CONSUMER", consumer), ("NATS_RELAYED_SUBJECT_PREFIX", "relayed.cache")];
+    let shop = Relay::start(&proxy.url(), &endpoint.url(), &of("shop")).await;
+    let blog = Relay::start(&nats.url(), &endpoint.url(), &of("blog")).await;
+    let mut confirmed = subscribe(&client, "relayed.>").await;
+    // The first one dies when the message is relayed and before the stream knows.
+    proxy.hold("+ACK");
+    stream.publish("cms.cache.a", "1").await;
+    eventually("the acknowledgement is on its way", || proxy.is_holding()).await;
+    blog.counted("messages_relayed_total", 1).await;
+    signal(shop.pid(), "KILL");
+    proxy.cut();
+    proxy.resume();
+    let shop = Relay::start(&nats.url(), &endpoint.url(), &of("shop")).await;
+    shop.counted("messages_relayed_total", 1).await;
+
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        let message = within("a relayed message", confirmed.next()).await.unwrap();
+        ids.push(header(&message, "Nats-Msg-Id").to_owned());
+    }
+    let different: HashSet<_> = ids.iter().collect();
+    assert_eq!(different.len(), 2, "one for each frontend, also when it is relayed again: {ids:?}");
+    let stored = stream.messages("RELAYED").await;
+    assert_eq!(stored.len(), 2, "{stored:?}");
 }
