@@ -69,6 +69,8 @@ impl Maker {
             .http2_initial_stream_window_size(STREAM_WINDOW)
             .http2_initial_connection_window_size(CONNECTION_WINDOW)
             .tcp_nodelay(true)
+            // An endpoint that reads slowly is ended by the call's own time limit, not by 30 s of a full buffer.
+            .tcp_user_timeout(None)
             .no_proxy();
         builder = match &self.tls {
             Some(tls) => builder.tls_backend_preconfigured(tls.clone()),

@@ -28,6 +28,9 @@ impl Context {
     /// # Errors
     /// Says why there is none.
     pub fn named(environment: &Environment, name: &str) -> Result<Self, String> {
+        if name.contains('{') {
+            return Err("expected the name of a context or the path of its file, not its content".to_owned());
+        }
         if name.contains('/') {
             return Self::read(name, path(environment, name)?);
         }
@@ -193,7 +196,8 @@ fn expand(environment: &Environment, text: &str) -> Result<String, String> {
         match (name, environment.get(name)) {
             ("", _) => expanded.push('$'),
             (_, Some(value)) => expanded.push_str(value),
-            (_, None) => return Err(format!("the variable {name} is not set")),
+            // Its name is not shown: the text may be a secret that has a $ in it.
+            (_, None) => return Err("a variable that the path names is not set".to_owned()),
         }
         rest = behind;
     }
@@ -234,7 +238,7 @@ mod tests {
             ("${DIR}a", Ok("/run/secretsa")),
             ("$HOME/$", Ok("/home/me/$")),
             ("a$-b", Ok("a$-b")),
-            ("$NONE/a", Err("the variable NONE is not set")),
+            ("$NONE/a", Err("a variable that the path names is not set")),
             ("${DIR", Err("${ has no end")),
         ] {
             assert_eq!(path(&environment(), text), expected.map(PathBuf::from).map_err(str::to_owned), "{text}");

@@ -256,20 +256,12 @@ impl Webhook {
             // Boxed, so that a message that waits for a retry is small.
             let outcome = Box::pin(endpoint.call(delivery, &self.keys, self.timeout)).await;
             drop(working);
-            if let Some(what) = outcome.shortage {
-                // It was not called, so that this is no attempt.
-                self.shortage.noticed(what);
-                short += 1;
-                tokio::time::sleep(backoff(short)).await;
-                working = slot.enter().await;
-                continue;
-            }
             let elapsed = called.elapsed();
-            self.metrics.webhook_seconds.0.observe(elapsed.as_secs_f64());
 
             let status = outcome.answer.as_ref().ok().copied();
             let verdict = verdict(status, &self.retry_status);
             if verdict == Verdict::Accepted {
+                self.metrics.webhook_seconds.0.observe(elapsed.as_secs_f64());
                 info!(
                     subject = %message.subject, id = %message.id, destination = %endpoint.destination,
                     status = status.map(|status| status.as_u16()), elapsed_ms = elapsed.as_millis() as u64, attempt, "answered"
@@ -278,25 +270,33 @@ impl Webhook {
                 return Ok(());
             }
             let error = outcome.describe();
-            if verdict == Verdict::Refused || self.max_attempts.is_some_and(|most| attempt >= most) {
-                return Err(Refusal { destination: endpoint.destination.to_string(), status, error, attempts: attempt });
-            }
-            self.metrics.retries.inc();
-            let wait = backoff(attempt).max(outcome.retry_after.unwrap_or_default());
+            let wait = if let Some(what) = outcome.shortage {
+                // The endpoint was not called, so that this is no attempt.
+                self.shortage.noticed(what);
+                short += 1;
+                backoff(short)
+            } else {
+                self.metrics.webhook_seconds.0.observe(elapsed.as_secs_f64());
+                if verdict == Verdict::Refused || self.max_attempts.is_some_and(|most| attempt >= most) {
+                    return Err(Refusal { destination: endpoint.destination.to_string(), status, error, attempts: attempt });
+                }
+                self.metrics.retries.inc();
+                endpoint.outage.failed(&error);
+                attempt += 1;
+                backoff(attempt - 1).max(outcome.retry_after.unwrap_or_default())
+            };
             debug!(
                 subject = %message.subject, id = %message.id, destination = %endpoint.destination, attempt, %error,
                 wait_ms = wait.as_millis() as u64, "not accepted, trying again"
             );
-            endpoint.outage.failed(&error);
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = message.not_ours() => {
                     let error = format!("{error}; the stream no longer keeps the message");
-                    return Err(Refusal { destination: endpoint.destination.to_string(), status, error, attempts: attempt });
+                    return Err(Refusal { destination: endpoint.destination.to_string(), status, error, attempts: attempt - 1 });
                 }
             }
             working = slot.enter().await;
-            attempt += 1;
         }
     }
 }

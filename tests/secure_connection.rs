@@ -695,7 +695,7 @@ async fn a_context_that_can_not_be_used_is_one_mistake_that_names_it() {
         (json!({"url": url, "token": "op://hunter2/x/y"}), &["token: op:// is not supported"]),
         (json!({"url": url, "windows_cert_store": "user"}), &["windows_cert_store: is not supported", "NATS_CERT"]),
         (json!({"url": url, "creds": "/none/hunter2"}), &["creds of context prod", "No such file"]),
-        (json!({"url": url, "creds": "$NONE/x"}), &["creds: the variable NONE is not set"]),
+        (json!({"url": url, "creds": "$NONE/x"}), &["creds: a variable that the path names is not set"]),
         (json!({"url": url, "user": "relay", "password": "env://NONE"}), &["password: the variable that env:// names is not set"]),
         (json!({"url": url, "nkey": "/etc/hostname"}), &["nkey of context prod", "holds no valid seed"]),
         (json!({"url": url, "user_jwt": "hunter2"}), &["user_jwt of context prod", "holds no JWT"]),

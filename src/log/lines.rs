@@ -11,8 +11,8 @@ use std::time::Duration;
 use tracing::warn;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 
-/// How many lines may wait for the reader: about 10 MB.
-const MOST_WAITING: usize = 1 << 15;
+/// How many lines may wait for the reader: about 5 MB.
+const MOST_WAITING: usize = 1 << 14;
 /// How many bytes of lines are written at once.
 const AT_ONCE: usize = 64 * 1024;
 /// How often it is looked whether lines were dropped.
