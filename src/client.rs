@@ -35,7 +35,6 @@ pub(crate) struct Maker {
     connect_timeout: Duration,
     /// The destination's host, where it is this machine by name.
     localhost: Option<String>,
-    is_https: bool,
 }
 
 impl Maker {
@@ -44,14 +43,12 @@ impl Maker {
     /// # Errors
     /// When TLS cannot be set up on this machine.
     pub(crate) fn new(destination: &Destination, proxy: Option<&Proxy>, config: &config::Webhook) -> anyhow::Result<Self> {
-        let is_https = destination.url().scheme() == "https";
-        let is_tls = is_https || proxy.is_some_and(Proxy::is_secure);
+        let is_tls = destination.url().scheme() == "https" || proxy.is_some_and(Proxy::is_secure);
         Ok(Self {
             tls: is_tls.then(|| tls(&config.certificates)).transpose()?,
             proxy: proxy.map(Proxy::for_client).transpose()?,
             connect_timeout: config.connect_timeout,
             localhost: destination.is_localhost().then(|| destination.host().to_owned()),
-            is_https,
         })
     }
 
@@ -69,9 +66,12 @@ impl Maker {
             .http2_initial_stream_window_size(STREAM_WINDOW)
             .http2_initial_connection_window_size(CONNECTION_WINDOW)
             .tcp_nodelay(true)
-            // An endpoint that reads slowly is ended by the call's own time limit, not by 30 s of a full buffer.
-            .tcp_user_timeout(None)
             .no_proxy();
+        #[cfg(target_os = "linux")]
+        {
+            // An endpoint that reads slowly is ended by the call's own time limit, not by 30 s of a full buffer.
+            builder = builder.tcp_user_timeout(None);
+        }
         builder = match &self.tls {
             Some(tls) => builder.tls_backend_preconfigured(tls.clone()),
             // A machine without authorities can call without TLS.
@@ -86,10 +86,11 @@ impl Maker {
         Ok(builder.build()?)
     }
 
-    /// Whether calls may share a connection (HTTP/2). One that has gone silent would then take every
-    /// later call with it: after a call without an answer the next ones need connections of their own.
+    /// Whether calls may share a connection (HTTP/2, which TLS may lead to). One that has gone silent
+    /// would then take every later call with it: after a call without an answer the next ones need
+    /// connections of their own.
     pub(crate) fn shares_connections(&self) -> bool {
-        self.is_https
+        self.tls.is_some()
     }
 }
 
@@ -168,7 +169,7 @@ pub(crate) fn explain(error: &reqwest::Error, destination: &Destination, proxy: 
         Some(proxy) => format!("cannot connect to {authority} through the proxy {proxy}: {detail}"),
         None if refused => format!("nothing listens on {authority}: is the frontend running?"),
         None if error.is_timeout() => format!("no connection to {authority} within the connect time-out"),
-        None if texts.iter().any(|text| text.contains("dns error")) => format!("cannot find the host {}: {detail}", destination.host()),
+        None if error.is_dns() => format!("cannot find the host {}: {detail}", destination.host()),
         None => format!("cannot connect to {authority}: {detail}"),
     }
 }

@@ -182,7 +182,10 @@ async fn run(config: &Config) -> anyhow::Result<()> {
 fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
     // Where that is not possible, calls wait for one another.
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+    if setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).is_err() {
+        // macOS takes no more than this (OPEN_MAX), whatever the hard limit says.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(10_240), ..limit });
+    }
 }
 
 /// A publisher whose user may do what relaying needs.

@@ -12,14 +12,8 @@ use tokio::time::Instant;
 pub struct Gate {
     closed: Option<Closed>,
     /// By sequence in the stream.
-    waiting: BTreeMap<u64, Waiting>,
+    waiting: BTreeMap<u64, Message>,
     bytes: usize,
-}
-
-struct Waiting {
-    message: Message,
-    /// Whether it was delivered for the first time.
-    is_new: bool,
 }
 
 struct Closed {
@@ -28,6 +22,8 @@ struct Closed {
     missing: usize,
     /// The highest sequence that they can have.
     up_to: u64,
+    /// The highest sequence that had been delivered when it was closed, once that is known.
+    before: Option<u64>,
     /// Whether they have begun to arrive.
     arriving: bool,
 }
@@ -43,7 +39,7 @@ impl Gate {
 
     /// Closes it, where it is open.
     pub fn close(&mut self) {
-        self.closed.get_or_insert_with(|| Closed { since: Instant::now(), missing: 0, up_to: 0, arriving: false });
+        self.closed.get_or_insert_with(|| Closed { since: Instant::now(), missing: 0, up_to: 0, before: None, arriving: false });
     }
 
     /// Whether messages pass.
@@ -71,16 +67,24 @@ impl Gate {
         self.bytes
     }
 
-    /// A message has arrived, for the first time or again: it is returned where it may go on.
-    pub fn arrived(&mut self, sequence: u64, message: Message, is_new: bool) -> Option<Message> {
+    /// Whether a message may have been delivered before it was closed.
+    #[must_use]
+    pub fn may_be_missing(&self, sequence: u64) -> bool {
+        self.closed.as_ref().is_some_and(|closed| closed.before.is_none_or(|before| sequence <= before))
+    }
+
+    /// A message has arrived: it is returned where it may go on.
+    pub fn arrived(&mut self, sequence: u64, message: Message) -> Option<Message> {
+        let may_be_missing = self.may_be_missing(sequence);
         let Some(closed) = &mut self.closed else { return Some(message) };
         if sequence <= closed.up_to {
             closed.missing = closed.missing.saturating_sub(1);
-            closed.arriving = closed.missing > 0;
         }
+        // Those that are missing come before others.
+        closed.arriving = may_be_missing && closed.missing > 0;
         let message = message.detached();
         self.bytes += message.size();
-        self.waiting.insert(sequence, Waiting { message, is_new });
+        self.waiting.insert(sequence, message);
         None
     }
 
@@ -88,13 +92,14 @@ impl Gate {
     pub fn missing_are(&mut self, missing: usize, up_to: u64) {
         if let Some(closed) = &mut self.closed {
             (closed.missing, closed.up_to) = (missing, up_to);
+            closed.before.get_or_insert(up_to);
         }
     }
 
     /// Opens it, and returns what has waited in the stream's order.
     pub fn open(&mut self) -> impl Iterator<Item = Message> {
         (self.closed, self.bytes) = (None, 0);
-        std::mem::take(&mut self.waiting).into_values().map(|waiting| waiting.message)
+        std::mem::take(&mut self.waiting).into_values()
     }
 
     /// Drops all that waits.
@@ -103,11 +108,15 @@ impl Gate {
         self.bytes = 0;
     }
 
-    /// Takes out the newest message that has not been delivered before, to make room for those
-    /// that have. Returns its sequence.
-    pub fn drop_new(&mut self) -> Option<u64> {
-        let sequence = self.waiting.iter().rev().find(|(_, waiting)| waiting.is_new).map(|(sequence, _)| *sequence)?;
-        self.bytes -= self.waiting.remove(&sequence)?.message.size();
+    /// Takes out the newest message, to make room for those that are missing, where there are some
+    /// and it is none of them. Returns its sequence.
+    pub fn drop_newest(&mut self) -> Option<u64> {
+        let (sequence, _) = self.waiting.last_key_value()?;
+        if self.may_be_missing(*sequence) || self.closed.as_ref()?.missing == 0 {
+            return None;
+        }
+        let (sequence, message) = self.waiting.pop_last()?;
+        self.bytes -= message.size();
         Some(sequence)
     }
 }
@@ -133,28 +142,34 @@ mod tests {
     fn what_arrives_behind_it_passes_in_order_once_it_opens() {
         let mut gate = Gate::closed();
         gate.missing_are(2, 6);
-        assert!(gate.arrived(9, message("nine"), true).is_none());
+        assert!(gate.arrived(9, message("nine")).is_none());
         assert_eq!(gate.missing(), None, "a new one says nothing about those that are missing");
-        assert!(gate.arrived(5, message("five"), false).is_none());
+        assert!(gate.arrived(5, message("five")).is_none());
         assert_eq!(gate.missing(), Some(1));
-        assert!(gate.arrived(6, message("six"), false).is_none());
+        assert!(gate.arrived(6, message("six")).is_none());
         assert_eq!(gate.bytes(), 4 + 4 + 3 + 3);
         let passed: Vec<_> = gate.open().map(|message| message.subject.to_string()).collect();
         assert_eq!(passed, ["five", "six", "nine"]);
         assert_eq!(gate.bytes(), 0);
-        assert!(gate.arrived(10, message("ten"), true).is_some());
+        assert!(gate.arrived(10, message("ten")).is_some());
     }
 
     #[test]
-    fn the_newest_that_is_new_makes_room() {
+    fn the_newest_makes_room_unless_it_may_be_missing() {
         let mut gate = Gate::closed();
-        gate.arrived(3, message("three"), true);
-        gate.arrived(2, message("two"), true);
-        gate.arrived(4, message("four"), false);
-        assert_eq!(gate.drop_new(), Some(3));
-        assert_eq!(gate.bytes(), 4 + 5);
-        assert_eq!(gate.drop_new(), Some(2));
-        assert_eq!(gate.drop_new(), None);
-        assert_eq!(gate.open().count(), 1);
+        gate.arrived(4, message("four"));
+        assert_eq!(gate.drop_newest(), None, "nothing is known yet");
+        gate.missing_are(2, 3);
+        gate.missing_are(3, 5);
+        assert_eq!(gate.drop_newest(), Some(4));
+        gate.arrived(4, message("four"));
+        assert_eq!(gate.missing(), None, "a newer one says nothing about those that are missing");
+        gate.arrived(2, message("two"));
+        assert_eq!(gate.bytes(), (4 + 1) + (3 + 1));
+        assert_eq!(gate.drop_newest(), Some(4));
+        assert_eq!(gate.drop_newest(), None);
+        gate.arrived(4, message("four"));
+        assert_eq!(gate.drop_newest(), None, "nothing is missing any more");
+        assert_eq!(gate.open().count(), 2);
     }
 }

@@ -274,9 +274,12 @@ impl Held {
         left.len()
     }
 
-    /// Forgets a message without telling anybody; it is delivered again.
-    pub fn forget(&self, sequence: u64) {
-        self.lock().unsettled.remove(&sequence);
+    /// Has a message that was not begun delivered again at once.
+    pub async fn give_back(&self, sequence: u64) {
+        let given_back = self.lock().unsettled.remove(&sequence);
+        if let Some(unsettled) = given_back {
+            self.acknowledge(unsettled.reply, Ack::GivenBack).await;
+        }
     }
 
     /// Forgets everything: another stream has taken the place of the one it came from.

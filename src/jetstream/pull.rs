@@ -281,7 +281,7 @@ impl Pull {
         };
         let (sequence, consumer_sequence, deliveries, stored_ns, pending) = info;
         self.metrics.stream_pending.set(pending as i64);
-        self.session.again = deliveries > 1;
+        self.session.again = deliveries > 1 && self.gate.may_be_missing(sequence);
         if deliveries > 1 {
             self.metrics.redelivered.inc();
         }
@@ -317,15 +317,15 @@ impl Pull {
         match self.held.receive(&stored, reply.clone()) {
             // It fails, so that nothing has to wait for it.
             Delivery::New if is_misread => self.ready.push_back(message),
-            Delivery::New => self.arrived(sequence, message, deliveries == 1),
+            Delivery::New => self.arrived(sequence, message),
             Delivery::Known => {}
             Delivery::Settled(ack) => self.held.acknowledge(reply, ack).await,
         }
     }
 
     /// A message is here: it goes on, or waits behind the gate.
-    fn arrived(&mut self, sequence: u64, message: Message, is_new: bool) {
-        match self.gate.arrived(sequence, message, is_new) {
+    fn arrived(&mut self, sequence: u64, message: Message) {
+        match self.gate.arrived(sequence, message) {
             Some(message) => self.ready.push_back(message),
             // It may have been the last one that was missing.
             None if self.gate.missing().is_none() => self.look_at = self.look_at.min(Instant::now() + LOOK_CLOSED / 10),

@@ -2,7 +2,6 @@
 
 use super::{EXPIRES, Pull};
 use crate::jetstream::consumer::PINNED;
-use crate::jetstream::gate::Gate;
 use crate::link::Link;
 use async_nats::{StatusCode, Subscriber};
 use serde_json::json;
@@ -127,6 +126,7 @@ impl Pull {
         if !self.link.is_connected() {
             return;
         }
+        self.make_room().await;
         let may_ask = self.session.outstanding == 0 && self.session.looked && !self.stopped && self.session.ask_after <= now;
         if let Some((messages, bytes)) = may_ask.then(|| self.room()).flatten() {
             self.session.request += 1;
@@ -154,10 +154,27 @@ impl Pull {
         let _ = client.publish_with_reply(self.consumer.next(), reply, request.to_string().into()).await;
     }
 
-    /// How many messages and bytes may be asked for.
-    fn room(&mut self) -> Option<(usize, usize)> {
+    /// Gives back what is newer than all that is missing, where there is no room for that. It comes
+    /// again behind it, in the place of others that would be newer still.
+    async fn make_room(&mut self) {
+        while !self.gate.is_open()
+            && self.session.outstanding == 0
+            && self.free() == 0
+            && let Some(sequence) = self.gate.drop_newest()
+        {
+            self.held.give_back(sequence).await;
+        }
+    }
+
+    /// How many bytes may still wait here.
+    fn free(&self) -> usize {
         let waiting = usize::try_from(self.metrics.pending_bytes.get()).unwrap_or(0);
-        let free = |gate: &Gate| self.limits.bytes.saturating_sub(waiting + gate.bytes());
+        self.limits.bytes.saturating_sub(waiting + self.gate.bytes())
+    }
+
+    /// How many messages and bytes may be asked for.
+    fn room(&self) -> Option<(usize, usize)> {
+        let bytes = self.free();
         let most = MOST_BYTES.max(self.link.max_payload().saturating_add(OVERHEAD).min(ONE_MESSAGE));
         let held = self.held.len();
         if !self.gate.is_open() {
@@ -167,23 +184,14 @@ impl Pull {
                 None if self.session.asked_at.is_some_and(|at| at.elapsed() < EXPIRES) => return None,
                 None => 1,
             };
-            while free(&self.gate) == 0
-                && let Some(sequence) = self.gate.drop_new()
-            {
-                // It is delivered again later.
-                self.held.forget(sequence);
-            }
             // What is missing has to come, even where it takes more room than there is now.
-            return Some(match free(&self.gate) {
-                bytes if wanted > 1 && bytes > 0 && !self.session.oversize => (wanted, bytes.min(most)),
-                _ => (1, ONE_MESSAGE),
-            });
+            let fits = wanted > 1 && bytes > 0 && !self.session.oversize;
+            return Some(if fits { (wanted, bytes.min(most)) } else { (1, ONE_MESSAGE) });
         }
         if held == 0 && self.session.oversize {
             return Some((1, ONE_MESSAGE));
         }
         let messages = self.limits.messages.saturating_sub(held);
-        let bytes = free(&self.gate);
         if messages == 0 || bytes == 0 || (held > 0 && (messages < self.limits.messages / 4 || bytes < self.limits.bytes / 4)) {
             return None;
         }
