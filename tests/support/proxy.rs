@@ -19,7 +19,7 @@ struct State {
     silent: bool,
     swallowed: Vec<u8>,
     hold: Option<Vec<u8>>,
-    holding: bool,
+    held: Vec<u8>,
     left: Option<usize>,
     cuts: usize,
     connections: Vec<JoinHandle<()>>,
@@ -71,7 +71,12 @@ impl Proxy {
 
     /// Whether something is held.
     pub fn is_holding(&self) -> bool {
-        self.lock().holding
+        !self.lock().held.is_empty()
+    }
+
+    /// What is held.
+    pub fn held(&self) -> String {
+        String::from_utf8_lossy(&self.lock().held).into_owned()
     }
 
     /// Lets pass what is held, and holds nothing any more.
@@ -154,8 +159,9 @@ async fn forward(client: TcpStream, port: u16, state: Arc<Mutex<State>>) {
     };
     let hold = |bytes: &[u8]| {
         let mut state = state.lock().unwrap();
-        state.holding = state.hold.as_ref().is_some_and(|text| bytes.windows(text.len()).any(|window| window == text));
-        state.holding
+        let holding = state.hold.as_ref().is_some_and(|text| bytes.windows(text.len()).any(|window| window == text));
+        state.held = if holding { bytes.to_vec() } else { Vec::new() };
+        holding
     };
     let pass = |bytes| state.lock().unwrap().pass(bytes);
     tokio::select! {
