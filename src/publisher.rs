@@ -5,6 +5,8 @@
 //! was published before it has arrived. One such round trip proves all that waited for it.
 //! Where a stream captures what is published, it is the stream's own answer that counts.
 
+mod answers;
+
 use crate::dead_letter::DeadLetter;
 use crate::jetstream::ApiError;
 use crate::jetstream::capture::Capture;
@@ -13,14 +15,14 @@ use crate::message::Outbound;
 use crate::metrics::Metrics;
 use crate::subject::MAX_SUBJECT_BYTES;
 use crate::webhook::Accepted;
+use answers::{Answer, Answers};
 use anyhow::bail;
-use async_nats::{Client, HeaderMap, Message, PublishError, PublishErrorKind, Request, RequestErrorKind, Subject, Subscriber};
+use async_nats::{Client, HeaderMap, PublishError, PublishErrorKind, Subject, Subscriber};
 use futures_util::StreamExt;
-use serde_json::Value;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Mutex as AsyncMutex, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::bytes::Bytes;
 use tracing::{debug, warn};
@@ -81,9 +83,14 @@ pub struct Publisher {
     unproven: Arc<Semaphore>,
     /// JetStream mode: what streams capture.
     capture: Option<Capture>,
+    /// What streams answer.
+    answers: Arc<AsyncMutex<Option<Numbered>>>,
     unanswered_said: Arc<Mutex<Option<Instant>>>,
     metrics: Metrics,
 }
+
+/// The answers that come through a client, and its number.
+type Numbered = (u64, Arc<Answers>);
 
 /// Somebody who has published and waits for the proof.
 struct Waiting {
@@ -142,7 +149,8 @@ impl Publisher {
             None
         };
         let unproven = Arc::new(Semaphore::new(MOST_UNPROVEN));
-        Ok(Self { link, round_trips, unproven, capture, unanswered_said: Arc::default(), metrics: metrics.clone() })
+        let (answers, unanswered_said) = (Arc::default(), Arc::default());
+        Ok(Self { link, round_trips, unproven, capture, answers, unanswered_said, metrics: metrics.clone() })
     }
 
     /// Publishes a message that every destination has accepted, until it is confirmed.
@@ -169,11 +177,11 @@ impl Publisher {
         let (mut lost, mut refused) = (0, 0);
         loop {
             let generation = self.link.connected().await;
-            let (_, client) = self.link.client().await;
-            let outcome = match self.capture.as_ref().is_some_and(|capture| capture.has(&message.subject)) {
+            let (number, client) = self.link.client().await;
+            let outcome = match self.capture.as_ref().filter(|capture| capture.has(&message.subject)) {
                 // Boxed, so that it takes no room where there is no stream.
-                true => Box::pin(self.store(&client, &message, generation)).await,
-                false => self.send(&client, &message, generation).await,
+                Some(capture) => Box::pin(self.store(capture, number, &client, &message, generation)).await,
+                None => self.send(&client, &message, generation).await,
             };
             match outcome {
                 Outcome::Proof(Proof::Arrived) => return Ok(Confirmed(message.subject)),
@@ -211,37 +219,59 @@ impl Publisher {
         let Outbound { subject, headers, payload } = message.clone();
         match client.publish_with_headers(subject.clone(), headers, payload).await {
             Ok(()) => Outcome::Proof(self.round_trip(subject, generation).await),
-            Err(error) if error.kind() == PublishErrorKind::MaxPayloadExceeded => Outcome::Failed(PublishFailure::TooLarge),
-            Err(error) if error.kind() == PublishErrorKind::InvalidSubject => Outcome::Failed(PublishFailure::Refused(error)),
-            Err(_) => self.client_ended(generation).await,
+            Err(error) => self.unsent(error, generation).await,
         }
     }
 
     /// Publishes to a stream, which says when it has the message. The round trip tells beside
     /// that if the user may not publish: then nobody says anything.
-    async fn store(&self, client: &Client, message: &Outbound, generation: u64) -> Outcome {
+    async fn store(&self, capture: &Capture, number: u64, client: &Client, message: &Outbound, generation: u64) -> Outcome {
         let mut unproven = self.unproven.acquire().await.ok();
+        let Some(answers) = self.answers(capture, number, client).await else { return self.client_ended(generation).await };
         let Outbound { subject, headers, payload } = message.clone();
-        let request = Request::new().headers(headers).payload(payload).timeout(Some(UNANSWERED));
-        let mut answer = pin!(client.send_request(subject.clone(), request));
-        let mut round_trip = pin!(self.round_trip(subject.clone(), generation));
+        let mut expected = answers.expect(subject.clone());
+        let reply = expected.reply.clone();
+        if let Err(error) = client.publish_with_reply_and_headers(subject.clone(), reply, headers, payload).await {
+            return self.unsent(error, generation).await;
+        }
+        let mut answer = pin!(tokio::time::timeout(UNANSWERED, &mut expected.answer));
+        let mut round_trip = pin!(self.round_trip(subject, generation));
         loop {
             tokio::select! {
                 biased;
                 answer = &mut answer => return match answer {
-                    Ok(answer) => stored(&answer),
-                    Err(error) => match error.kind() {
-                        RequestErrorKind::TimedOut | RequestErrorKind::NoResponders => Outcome::Unanswered,
-                        RequestErrorKind::MaxPayloadExceeded => Outcome::Failed(PublishFailure::TooLarge),
-                        RequestErrorKind::InvalidSubject => Outcome::Failed(PublishFailure::NotStored(subject, error.to_string())),
-                        RequestErrorKind::Other => self.client_ended(generation).await,
-                    },
+                    Ok(Ok(Answer::Stored)) => Outcome::Proof(Proof::Arrived),
+                    Ok(Ok(Answer::Refused(reason))) => Outcome::NotStored(reason),
+                    Ok(Ok(Answer::NoResponders)) | Err(_) => Outcome::Unanswered,
+                    Ok(Err(_)) => self.client_ended(generation).await,
                 },
                 proof = &mut round_trip, if unproven.is_some() => match proof {
                     Proof::Arrived => unproven = None,
                     proof => return Outcome::Proof(proof),
                 },
             }
+        }
+    }
+
+    /// The answers that come through `client`; `None` when it has ended.
+    async fn answers(&self, capture: &Capture, number: u64, client: &Client) -> Option<Arc<Answers>> {
+        let mut current = self.answers.lock().await;
+        if let Some((of, answers)) = &*current
+            && *of == number
+        {
+            return Some(Arc::clone(answers));
+        }
+        let answers = Answers::open(client, capture).await.ok()?;
+        *current = Some((number, Arc::clone(&answers)));
+        Some(answers)
+    }
+
+    /// The client would not take a message.
+    async fn unsent(&self, error: PublishError, generation: u64) -> Outcome {
+        match error.kind() {
+            PublishErrorKind::MaxPayloadExceeded => Outcome::Failed(PublishFailure::TooLarge),
+            PublishErrorKind::InvalidSubject => Outcome::Failed(PublishFailure::Refused(error)),
+            PublishErrorKind::Send => self.client_ended(generation).await,
         }
     }
 
@@ -383,19 +413,6 @@ async fn came_back(returns: &mut Subscriber, number: u64, generation: u64, link:
             },
             () = link.replaced(generation) => return false,
         }
-    }
-}
-
-/// What a stream's answer to a publish says (PubAck, ADR-1). A message that it had already is stored.
-fn stored(answer: &Message) -> Outcome {
-    let answer: Value = serde_json::from_slice(&answer.payload).unwrap_or_default();
-    match (answer.get("error"), answer.get("stream")) {
-        (Some(error), _) => {
-            let description = error.get("description").and_then(Value::as_str).unwrap_or("no reason was given");
-            Outcome::NotStored(description.to_owned())
-        }
-        (None, Some(_)) => Outcome::Proof(Proof::Arrived),
-        (None, None) => Outcome::NotStored("somebody else has answered in its place".to_owned()),
     }
 }
 

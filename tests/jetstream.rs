@@ -14,7 +14,7 @@ use support::held::Held;
 use support::nats::NatsServer;
 use support::proxy::Proxy;
 use support::relay::{self, Relay};
-use support::setup::{Setup, header};
+use support::setup::{Setup, header, hpub};
 use support::stream::{
     CONSUMER, FAILED, HTTP, JETSTREAM, JetStream, PATIENT, STREAM, complete_and_in_order, number, numbers, server, setup,
 };
@@ -754,6 +754,84 @@ async fn a_stream_that_never_answers_is_not_waited_for() {
     assert_eq!(stream.messages("RELAYED").await.len(), 1);
     setup.end().await;
     assert!(setup.relay.lines(WARN).is_empty(), "{:?}", setup.relay.lines(WARN));
+}
+
+#[tokio::test]
+async fn only_the_stream_is_believed_when_somebody_else_answers_first() {
+    for answer in ["ok", r#"{"stream":"x","seq":1}"#, "", r#"{"error":{"description":"no"}}"#] {
+        let (nats, stream) = server().await;
+        stream.add("RELAYED", "relayed.cache.>", json!({})).await;
+        let proxy = Proxy::to(nats.port).await;
+        let endpoint = Endpoint::ok().await;
+        let mut setup = Setup::on(nats, &endpoint.url(), &[STREAM, HTTP, ("NATS_HOST", &proxy.url())]).await;
+        proxy.hold("HPUB relayed.cache.a ");
+        stream.publish("cms.cache.a", "1").await;
+        eventually("the message is on its way to the stream", || proxy.is_holding()).await;
+        let held = proxy.held();
+        let reply = held.split("HPUB relayed.cache.a ").nth(1).unwrap().split(' ').next().unwrap();
+        setup.client.publish(reply.to_owned(), answer.into()).await.unwrap();
+        support::round_trip(&setup.client).await;
+        // What comes after the answer has arrived as well.
+        stream.publish("cms.cache.b", "2").await;
+        endpoint.received(2).await;
+        setup.relay.counted("messages_relayed_total", 0).await;
+        proxy.resume();
+        stream.settled().await;
+        let expected = [("relayed.cache.a", "1"), ("relayed.cache.b", "2")].map(|(subject, text)| (subject.to_owned(), text.to_owned()));
+        assert_eq!(stream.messages("RELAYED").await, expected, "{answer}");
+        setup.relay.counted("messages_relayed_total", 2).await;
+        setup.relay.counted("messages_republished_again_total", 0).await;
+        for (subject, _) in expected {
+            assert_eq!(setup.relayed().await.subject.as_str(), subject);
+        }
+        setup.end().await;
+        assert!(setup.relay.lines(WARN).is_empty(), "{:?}", setup.relay.lines(WARN));
+    }
+}
+
+#[tokio::test]
+async fn a_subscriber_that_answers_everything_changes_nothing() {
+    const MESSAGES: usize = 50;
+    let (nats, stream) = server().await;
+    stream.add("RELAYED", "relayed.cache.>", json!({})).await;
+    let responder = nats.client().await;
+    let mut seen = subscribe(&responder, "relayed.cache.>").await;
+    tokio::spawn(async move {
+        while let Some(message) = seen.next().await {
+            for answer in ["ok", r#"{"stream":"x","seq":1}"#, "", r#"{"error":{"description":"no"}}"#] {
+                responder.publish(message.reply.clone().unwrap(), answer.into()).await.unwrap();
+            }
+        }
+    });
+    let endpoint = Endpoint::ok().await;
+    let mut setup = Setup::on(nats, &endpoint.url(), &[STREAM, HTTP]).await;
+    stream.fill(0..MESSAGES, 5, 0).await;
+    stream.settled().await;
+    setup.relayed_by_subject(MESSAGES).await;
+    assert_eq!(stream.messages("RELAYED").await.len(), MESSAGES);
+    setup.relay.counted("messages_relayed_total", MESSAGES as u64).await;
+    setup.relay.counted("messages_republished_again_total", 0).await;
+    setup.end().await;
+}
+
+#[tokio::test]
+async fn a_stream_answers_through_the_next_client_too() {
+    let (nats, stream) = server().await;
+    stream.add("RELAYED", "relayed.cache.>", json!({})).await;
+    let endpoint = Endpoint::ok().await;
+    let mut setup = Setup::on(nats, &endpoint.url(), &[STREAM, HTTP]).await;
+    stream.publish("cms.cache.a", "1").await;
+    assert!(setup.relayed().await.reply.is_some());
+    // A lone CR in a header ends the client.
+    setup.publish_by_hand(&hpub("cms.cache.b", &["X: a\rb"], b"2")).await;
+    setup.relay.logged("the NATS client has failed").await;
+    setup.relay.logged("reconnected to NATS").await;
+    stream.publish("cms.cache.a", "3").await;
+    stream.settled().await;
+    setup.relay.counted("messages_relayed_total", 2).await;
+    setup.relay.counted("messages_republished_again_total", 0).await;
+    assert_eq!(stream.messages("RELAYED").await.len(), 2);
+    assert!(setup.relay.lines("does not answer, trying again").is_empty());
 }
 
 #[tokio::test]

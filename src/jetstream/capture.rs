@@ -3,10 +3,10 @@
 //! A stream says by itself that it has a message (a PubAck), which proves more than a round
 //! trip does: that the message is kept, and by a quorum where the stream has replicas.
 
-use super::{Api, ApiError, number, texts};
+use super::{Api, ApiError, number, text, texts};
 use crate::subject::{covers, meets};
 use serde_json::{Value, json};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tracing::{debug, warn};
 
 /// The captured ones among some subjects. Clones share them.
@@ -15,7 +15,13 @@ pub struct Capture {
     api: Api,
     /// What the relay publishes on, with a wildcard at the end.
     published: Arc<[String]>,
-    captured: Arc<Mutex<Vec<String>>>,
+    captured: Arc<Mutex<Vec<Captured>>>,
+}
+
+/// Subjects, perhaps with wildcards, and the stream that captures them.
+struct Captured {
+    subjects: String,
+    stream: Arc<str>,
 }
 
 impl Capture {
@@ -51,7 +57,9 @@ impl Capture {
                 };
                 let streams = page.get("streams").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
                 for stream in streams.iter().filter(|stream| stream.pointer("/config/no_ack") != Some(&json!(true))) {
-                    captured.extend(texts(stream, "/config/subjects").filter(|subjects| meets(subjects, published)).map(str::to_owned));
+                    let name: Arc<str> = text(stream, "/config/name").into();
+                    let subjects = texts(stream, "/config/subjects").filter(|subjects| meets(subjects, published));
+                    captured.extend(subjects.map(|subjects| Captured { subjects: subjects.to_owned(), stream: Arc::clone(&name) }));
                 }
                 offset += streams.len() as u64;
                 if streams.is_empty() || offset >= number(&page, "/total") {
@@ -59,14 +67,25 @@ impl Capture {
                 }
             }
         }
-        debug!(subjects = captured.join(" "), "subjects captured by streams");
-        *self.captured.lock().unwrap_or_else(PoisonError::into_inner) = captured;
+        let subjects = captured.iter().map(|captured| captured.subjects.as_str()).collect::<Vec<_>>().join(" ");
+        debug!(subjects, "subjects captured by streams");
+        *self.captured() = captured;
         Ok(())
     }
 
     /// Whether a stream will say that it has what is published on `subject`.
     #[must_use]
     pub fn has(&self, subject: &str) -> bool {
-        self.captured.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|captured| covers(captured, subject))
+        self.captured().iter().any(|captured| covers(&captured.subjects, subject))
+    }
+
+    /// Whether it is `stream` that says so.
+    #[must_use]
+    pub fn is_by(&self, stream: &str, subject: &str) -> bool {
+        self.captured().iter().any(|captured| *captured.stream == *stream && covers(&captured.subjects, subject))
+    }
+
+    fn captured(&self) -> MutexGuard<'_, Vec<Captured>> {
+        self.captured.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

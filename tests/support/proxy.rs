@@ -24,7 +24,7 @@ struct State {
     silent: bool,
     swallowed: Vec<u8>,
     hold: Option<Vec<u8>>,
-    holding: bool,
+    held: Vec<u8>,
     left: Option<usize>,
     cuts: usize,
     /// Whether what the server sends waits.
@@ -80,7 +80,12 @@ impl Proxy {
 
     /// Whether something is held.
     pub fn is_holding(&self) -> bool {
-        self.lock().holding
+        !self.lock().held.is_empty()
+    }
+
+    /// What is held.
+    pub fn held(&self) -> String {
+        String::from_utf8_lossy(&self.lock().held).into_owned()
     }
 
     /// Lets pass what is held, and holds nothing any more.
@@ -208,8 +213,9 @@ async fn forward(client: TcpStream, port: u16, state: Arc<Mutex<State>>) {
     };
     let hold = |bytes: &[u8]| {
         let mut state = state.lock().unwrap();
-        state.holding = state.hold.as_ref().is_some_and(|text| bytes.windows(text.len()).any(|window| window == text));
-        state.holding
+        let holding = state.hold.as_ref().is_some_and(|text| bytes.windows(text.len()).any(|window| window == text));
+        state.held = if holding { bytes.to_vec() } else { Vec::new() };
+        holding
     };
     let pass = |bytes| state.lock().unwrap().pass(bytes);
     let is_due = || state.lock().unwrap().next_part();
