@@ -5,6 +5,9 @@
 //! `CHAOS_SECONDS`, `CHAOS_SERVERS` (1 or 3; without it both) and `CHAOS_ATTEMPTS` (the relay's
 //! `WEBHOOK_MAX_ATTEMPTS`) choose the run; `scripts/chaos` makes a long one. All logs of a run in which something is
 //! wrong are kept in `target/tmp`; with `CHAOS_KEEP` those of any run.
+//!
+//! A replica that was frozen may publish once more what it had in calls, after newer messages of the subject. The stream
+//! on the relayed subjects drops these copies: what it has is judged, and it knows no exception.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stdout)]
 
 mod support;
@@ -27,6 +30,7 @@ use support::relay::Relay;
 use support::signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 const CONSUMER: &str = "nats-webhook-relay";
@@ -35,6 +39,8 @@ const SUBJECTS_EACH: usize = 4;
 const RELAYS: usize = 3;
 /// How long nothing at all may happen when everything works again.
 const STANDSTILL: Duration = Duration::from_secs(90);
+/// The most that a relay may ever occupy, in KiB. Of this, 16 MiB of messages may wait (NATS_PENDING_BYTES).
+const MOST_MEMORY: u64 = 120 * 1024;
 
 const SELF_ENDED: &str = "relay ended by itself";
 
@@ -82,10 +88,11 @@ async fn chaos(servers: usize) {
     }
     let (for_relays, for_servers, for_connections) = (rng.fork(), rng.fork(), rng.fork());
     let proxies: Vec<_> = relays.iter().map(|relay| relay.proxies.clone()).collect();
+    let drain = Drain::default();
     tokio::join!(
-        break_relays(&mut relays, for_relays, end, &diary),
-        break_servers(&mut cluster, &client, for_servers, end, &diary),
-        break_connections(&proxies, &webhook, for_connections, end, &diary),
+        break_relays(&mut relays, &webhook, &drain, for_relays, end, &diary),
+        break_servers(&mut cluster, &client, &drain, for_servers, end, &diary),
+        break_connections(&proxies, &client, &webhook, for_connections, end, &diary),
     );
 
     diary.say("the chaos is over");
@@ -94,6 +101,7 @@ async fn chaos(servers: usize) {
         record.acknowledged.extend(publisher.await.unwrap());
     }
     let finished = finish(&client, &mut relays, &diary).await;
+    let memory = relays.iter().map(|relay| relay.memory).max().unwrap_or_default();
     let logs: Vec<_> = relays.drain(..).flat_map(Replica::into_logs).collect();
     record.source = read_stream(&client, "CMS").await.iter().map(|stored| key(&stored.subject, &stored.payload)).collect();
     record.relayed = read_stream(&client, "RELAYED").await.iter().map(|stored| copy(stored, "Nats-Msg-Id")).collect();
@@ -103,6 +111,7 @@ async fn chaos(servers: usize) {
     let verdict = Verdict::of(&record);
     println!("\nchaos: seed {seed}, {seconds:?}, {servers} server(s), {attempts} attempts\n{verdict}{}", diary.counts());
     println!("{:<24}{:>8} {:?}", "webhook calls", record.calls.len(), by_answer(&record.calls));
+    println!("{:<24}{memory:>8} KiB of {MOST_MEMORY}", "memory at its highest");
     let mut wrong = verdict.wrong();
     if attempts == "unlimited" && verdict.failed > 0 {
         wrong.push(("failed, though the attempts are unlimited", &[]));
@@ -112,6 +121,9 @@ async fn chaos(servers: usize) {
     }
     if diary.times(SELF_ENDED) > 0 {
         wrong.push((SELF_ENDED, &[]));
+    }
+    if memory > MOST_MEMORY {
+        wrong.push(("too much memory", &[]));
     }
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-{seed}-{servers}"));
     if !wrong.is_empty() || std::env::var_os("CHAOS_KEEP").is_some() {
@@ -193,25 +205,78 @@ async fn pause(duration: Duration, end: Instant) -> bool {
     Instant::now() < end
 }
 
-/// Kills and stops relays, the one that works more often than others, and starts each again.
-async fn break_relays(relays: &mut [Replica], mut rng: Rng, end: Instant, diary: &Diary) {
-    let mut deck = Deck::of(&[("relay kill -9", true), ("relay kill -9", false), ("relay SIGTERM", true), ("relay SIGTERM", false)]);
+/// A relay that drains after SIGTERM, and its server.
+#[derive(Default)]
+struct Drain {
+    is_under_way: AtomicBool,
+    kill_a_server: Notify,
+}
+
+/// Kills and stops relays, the one that works more often than others, and starts each again. Some of those that are
+/// stopped have calls that last, and lose their connection, their server or their time while they drain.
+async fn break_relays(relays: &mut [Replica], webhook: &Webhook, drain: &Drain, mut rng: Rng, end: Instant, diary: &Diary) {
+    let mut deck = Deck::of(&[
+        ("relay kill -9", true),
+        ("relay kill -9", false),
+        ("relay SIGTERM", true),
+        ("relay SIGTERM", false),
+        ("cut off in a drain", true),
+        ("frozen in a drain", true),
+        ("server to die in a drain", true),
+    ]);
     while pause(millis(&mut rng, 500..3500), end).await {
         for relay in relays.iter_mut() {
             relay.revive(diary);
+            relay.measure();
         }
         let (any, away) = (rng.usize(..RELAYS), millis(&mut rng, 0..2000));
+        let (cut_off, frozen) = (millis(&mut rng, 200..6000), millis(&mut rng, 4000..8000));
         let (fault, busiest) = deck.draw(&mut rng);
         let number = if busiest { (0..RELAYS).max_by_key(|number| relays[*number].last_received()).unwrap() } else { any };
-        diary.count(fault, &format!("relay {number} for {away:?}{}", if busiest { ", the busiest" } else { "" }));
-        relays[number].end(if fault == "relay kill -9" { "KILL" } else { "TERM" }, diary).await;
+        let relay = &mut relays[number];
+        let details = format!("relay {number} for {away:?}{}", if busiest { ", the busiest" } else { "" });
+        match fault {
+            "relay kill -9" | "relay SIGTERM" => {
+                diary.count(fault, &details);
+                relay.end(if fault == "relay kill -9" { "KILL" } else { "TERM" }, diary).await;
+            }
+            _ => {
+                webhook.slow.store(true, Ordering::Relaxed);
+                sleep(Duration::from_millis(500)).await;
+                drain.is_under_way.store(true, Ordering::Relaxed);
+                relay.signal("TERM");
+                match fault {
+                    "cut off in a drain" => {
+                        diary.count(fault, &format!("{details}; cut off for {cut_off:?}"));
+                        relay.proxies.iter().for_each(|proxy| proxy.close());
+                        sleep(cut_off).await;
+                        relay.proxies.iter().for_each(|proxy| proxy.open());
+                    }
+                    "frozen in a drain" => {
+                        diary.count(fault, &format!("{details}; frozen for {frozen:?}"));
+                        // One that has ended remains for as long as nobody asks.
+                        relay.signal("STOP");
+                        sleep(frozen).await;
+                        relay.signal("CONT");
+                    }
+                    _ => {
+                        diary.count(fault, &details);
+                        drain.kill_a_server.notify_one();
+                    }
+                }
+                relay.measure();
+                relay.ended("TERM", diary).await;
+                drain.is_under_way.store(false, Ordering::Relaxed);
+                webhook.slow.store(false, Ordering::Relaxed);
+            }
+        }
         sleep(away).await;
         relays[number].spawn();
     }
 }
 
 /// Breaks servers, one at a time; what they serve is whole again before the next one.
-async fn break_servers(cluster: &mut Cluster, client: &Client, mut rng: Rng, end: Instant, diary: &Diary) {
+async fn break_servers(cluster: &mut Cluster, client: &Client, drain: &Drain, mut rng: Rng, end: Instant, diary: &Diary) {
     const ALONE: &[&str] = &["server kill -9", "server SIGTERM", "server SIGSTOP"];
     const TOGETHER: &[&str] = &[
         "server kill -9",
@@ -223,9 +288,18 @@ async fn break_servers(cluster: &mut Cluster, client: &Client, mut rng: Rng, end
     ];
     let size = cluster.nodes().len();
     let mut deck = Deck::of(if size == 1 { ALONE } else { TOGETHER });
-    while pause(millis(&mut rng, 300..3000), end).await {
+    loop {
+        let due = pause(millis(&mut rng, 300..3000), end);
+        let in_a_drain = tokio::select! {
+            () = drain.kill_a_server.notified() => drain.is_under_way.load(Ordering::Relaxed),
+            _ = due => false,
+        };
+        if Instant::now() >= end {
+            break;
+        }
         let (number, away, stream) = (rng.usize(..size), millis(&mut rng, 100..6000), *rng.choice(&["CMS", "RELAYED"]).unwrap());
-        let fault = deck.draw(&mut rng);
+        let fault = if in_a_drain { "server kill -9" } else { deck.draw(&mut rng) };
+        diary.add("server died in a drain", usize::from(in_a_drain));
         let node = &mut cluster.nodes()[number];
         match fault {
             "stream leader stepdown" => {
@@ -263,11 +337,23 @@ async fn break_servers(cluster: &mut Cluster, client: &Client, mut rng: Rng, end
     }
 }
 
-/// Cuts the relays' connections, between messages or within one, and has the webhook refuse everything for a while.
-async fn break_connections(proxies: &[Vec<Arc<Proxy>>], webhook: &Webhook, mut rng: Rng, end: Instant, diary: &Diary) {
-    let mut deck = Deck::of(&["connection cut", "in mid-message", "in mid-message", "in mid-message", "webhook away"]);
+/// Cuts the relays' connections, between messages or within one, makes one of them slow, removes the consumer while
+/// all are cut off, and has the webhook refuse everything for a while.
+async fn break_connections(proxies: &[Vec<Arc<Proxy>>], client: &Client, webhook: &Webhook, mut rng: Rng, end: Instant, diary: &Diary) {
+    let mut deck = Deck::of(&[
+        "connection cut",
+        "in mid-message",
+        "in mid-message",
+        "in mid-message",
+        "webhook away",
+        "slow link",
+        "slow link",
+        "consumer removed",
+    ]);
+    let all = || proxies.iter().flatten();
     while pause(millis(&mut rng, 300..2500), end).await {
         let (number, bytes, away) = (rng.usize(..RELAYS), rng.usize(1..30_000), millis(&mut rng, 200..3000));
+        let rate = rng.usize(5_000_000..20_000_000);
         match deck.draw(&mut rng) {
             "webhook away" => {
                 diary.count("webhook away", &format!("for {away:?}"));
@@ -279,14 +365,33 @@ async fn break_connections(proxies: &[Vec<Arc<Proxy>>], webhook: &Webhook, mut r
                 diary.count("connection cut", &format!("of relay {number}"));
                 proxies[number].iter().for_each(|proxy| proxy.cut());
             }
+            "slow link" => {
+                // Until it is another's.
+                diary.count("slow link", &format!("of relay {number}, {rate} bytes a second"));
+                all().for_each(|proxy| proxy.unthrottle());
+                proxies[number].iter().for_each(|proxy| {
+                    proxy.throttle(rate);
+                    proxy.cut();
+                });
+            }
+            "consumer removed" => {
+                all().for_each(|proxy| proxy.close());
+                let answer = ask(client, format!("CONSUMER.DELETE.CMS.{CONSUMER}"), json!({})).await;
+                diary.count("consumer removed", &format!("and all cut off for {away:?} {}", answer.err().unwrap_or_default()));
+                pause(away, end).await;
+                all().for_each(|proxy| proxy.open());
+            }
             _ => {
                 diary.say(&format!("cut in mid-message: of all relays, after {bytes} bytes"));
-                proxies.iter().flatten().for_each(|proxy| proxy.cut_after(bytes));
+                all().for_each(|proxy| proxy.cut_after(bytes));
             }
         }
     }
-    proxies.iter().flatten().for_each(|proxy| proxy.spare());
-    diary.add("cut in mid-message", proxies.iter().flatten().map(|proxy| proxy.times_cut()).sum());
+    all().for_each(|proxy| {
+        proxy.spare();
+        proxy.unthrottle();
+    });
+    diary.add("cut in mid-message", all().map(|proxy| proxy.times_cut()).sum());
     webhook.healthy.store(true, Ordering::Relaxed);
 }
 
@@ -296,6 +401,7 @@ async fn finish(client: &Client, relays: &mut [Replica], diary: &Diary) -> bool 
     let finished = loop {
         for relay in relays.iter_mut() {
             relay.revive(diary);
+            relay.measure();
         }
         let relayed = ask(client, "STREAM.INFO.RELAYED", json!({})).await.map_or(json!(null), |info| info["state"]["messages"].clone());
         let state = match ask(client, format!("CONSUMER.INFO.CMS.{CONSUMER}"), json!({})).await {
@@ -334,7 +440,11 @@ async fn publish(publisher: usize, client: Client, mut rng: Rng, end: Instant) -
         let own = rng.usize(..SUBJECTS_EACH);
         numbers[own] += 1;
         let key = Key { subject: format!("s{}", publisher * SUBJECTS_EACH + own), number: numbers[own] };
-        let filler = if rng.u8(..) < 8 { 50_000 } else { rng.usize(..1500) };
+        let filler = match rng.u16(..600) {
+            ..4 => rng.usize(300_000..1_000_000),
+            4..24 => 50_000,
+            _ => rng.usize(..1500),
+        };
         let payload = payload(key.number, filler);
         // The id lets the stream take one of several tries.
         let mut headers = HeaderMap::new();
@@ -355,8 +465,9 @@ async fn publish(publisher: usize, client: Client, mut rng: Rng, end: Instant) -
 
 /// The number, the length of the filler, and a filler that shows when a byte of it is missing.
 fn payload(number: u64, filler: usize) -> String {
-    let letters = (0..filler).map(|at| char::from(b'a' + ((number as usize + at) % 26) as u8));
-    format!("{number} {filler}\n") + &String::from_iter(letters)
+    let (after, before) = "abcdefghijklmnopqrstuvwxyz".split_at((number % 26) as usize);
+    let letters = [before, after].concat().repeat(filler / 26 + 1);
+    format!("{number} {filler}\n") + &letters[..filler]
 }
 
 /// The message that has this subject, under whichever prefix, and this payload, of which not a byte may have changed.
@@ -382,17 +493,19 @@ struct Webhook {
     port: u16,
     calls: Arc<Mutex<Vec<Call>>>,
     away: Arc<AtomicBool>,
-    /// From then on it accepts everything.
+    /// Calls that begin meanwhile last for some seconds.
+    slow: Arc<AtomicBool>,
+    /// From then on it accepts everything, at once.
     healthy: Arc<AtomicBool>,
 }
 
 impl Webhook {
     async fn start(seed: u64) -> Self {
         let (calls, tries) = (Arc::<Mutex<Vec<Call>>>::default(), Arc::<Mutex<HashMap<Key, u64>>>::default());
-        let (away, healthy) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
-        let shared = (calls.clone(), away.clone(), healthy.clone());
+        let [away, slow, healthy] = std::array::from_fn(|_| Arc::<AtomicBool>::default());
+        let shared = (calls.clone(), away.clone(), slow.clone(), healthy.clone());
         let port = raw(move |_, mut stream| {
-            let (tries, (calls, away, healthy)) = (tries.clone(), shared.clone());
+            let (tries, (calls, away, slow, healthy)) = (tries.clone(), shared.clone());
             Box::pin(async move {
                 while let Some(request) = request(&mut stream).await {
                     let (mut call, delay) = {
@@ -400,7 +513,8 @@ impl Webhook {
                         let mut tries = tries.lock().unwrap();
                         let nth = tries.entry(key.clone()).or_default();
                         *nth += 1;
-                        let (answer, delay) = decide(seed, &key, *nth);
+                        let (answer, delay, if_slow) = decide(seed, &key, *nth);
+                        let delay = if slow.load(Ordering::Relaxed) { delay.max(if_slow) } else { delay };
                         let answer = match () {
                             () if healthy.load(Ordering::Relaxed) => Answer::Accepted,
                             () if away.load(Ordering::Relaxed) => Answer::Refused,
@@ -408,7 +522,10 @@ impl Webhook {
                         };
                         (Call { key, id, answer, at: SystemTime::now() }, delay)
                     };
-                    sleep(delay).await;
+                    let begun = Instant::now();
+                    while begun.elapsed() < delay && !(call.answer == Answer::Accepted && healthy.load(Ordering::Relaxed)) {
+                        sleep((delay - begun.elapsed().min(delay)).min(Duration::from_millis(50))).await;
+                    }
                     call.at = SystemTime::now();
                     let answer = call.answer;
                     calls.lock().unwrap().push(call);
@@ -419,7 +536,7 @@ impl Webhook {
             })
         })
         .await;
-        Self { port, calls, away, healthy }
+        Self { port, calls, away, slow, healthy }
     }
 
     fn url(&self) -> String {
@@ -431,7 +548,8 @@ impl Webhook {
     }
 }
 
-fn decide(seed: u64, key: &Key, nth: u64) -> (Answer, Duration) {
+/// What becomes of a call, after how long, and after how long where calls last.
+fn decide(seed: u64, key: &Key, nth: u64) -> (Answer, Duration, Duration) {
     let mut hasher = DefaultHasher::new();
     (seed, key, nth).hash(&mut hasher);
     let mut rng = Rng::with_seed(hasher.finish());
@@ -442,7 +560,10 @@ fn decide(seed: u64, key: &Key, nth: u64) -> (Answer, Duration) {
         11..14 => Answer::Torn,
         _ => Answer::Accepted,
     };
-    (answer, millis(&mut rng, 0..30))
+    let (delay, if_slow) = (millis(&mut rng, 0..30), millis(&mut rng, 0..10_000));
+    // One in a while seems to hang.
+    let hangs = answer == Answer::Accepted && rng.u16(..1500) == 0;
+    (answer, if hangs { millis(&mut rng, 5_000..25_000) } else { delay }, if_slow)
 }
 
 /// Answers a call; whether the connection can have another one.
@@ -454,8 +575,8 @@ async fn reply(stream: &mut TcpStream, answer: Answer) -> bool {
         Answer::Closed | Answer::Hung => b"",
     };
     if answer == Answer::Hung {
-        // The relay gives up first.
-        let _ = stream.read(&mut [0]).await;
+        // A relay gives up first, if it is not one with patience.
+        let _ = timeout(Duration::from_millis(1500), stream.read(&mut [0])).await;
     }
     stream.write_all(bytes).await.is_ok() && matches!(answer, Answer::Accepted | Answer::Refused)
 }
@@ -476,6 +597,8 @@ struct Replica {
     webhook: String,
     attempts: String,
     relay: Relay,
+    /// The most that any of its lives has occupied, in KiB, as far as was seen.
+    memory: u64,
     /// Of its ended lives.
     logs: Vec<Vec<String>>,
 }
@@ -487,14 +610,14 @@ impl Replica {
             proxies.push(Arc::new(Proxy::to(port).await));
         }
         let (webhook, attempts) = (webhook.url(), attempts.to_owned());
-        let relay = spawn(&proxies, &webhook, &attempts);
-        Self { number, proxies, webhook, attempts, relay, logs: Vec::new() }
+        let relay = spawn(number, &proxies, &webhook, &attempts);
+        Self { number, proxies, webhook, attempts, relay, memory: 0, logs: Vec::new() }
     }
 
     /// Begins another life.
     fn spawn(&mut self) {
         self.logs.push(self.relay.log());
-        self.relay = spawn(&self.proxies, &self.webhook, &self.attempts);
+        self.relay = spawn(self.number, &self.proxies, &self.webhook, &self.attempts);
     }
 
     /// Ends a life.
@@ -502,11 +625,30 @@ impl Replica {
         if !self.relay.is_running() {
             return;
         }
-        signal(self.relay.pid(), name);
+        self.measure();
+        self.signal(name);
+        self.ended(name, diary).await;
+    }
+
+    /// Waits until the signal `name` has ended it.
+    async fn ended(&mut self, name: &str, diary: &Diary) {
         let status = self.relay.exit().await;
         if name == "TERM" && !status.success() {
             diary.count("relay ended in failure", &format!("relay {}: {status}", self.number));
         }
+    }
+
+    /// Sends a signal to the process, which may have ended without anybody having asked.
+    fn signal(&self, name: &str) {
+        signal(self.relay.pid(), name);
+    }
+
+    /// Takes note of how much memory it has occupied.
+    fn measure(&mut self) {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.relay.pid())).unwrap_or_default();
+        // One that has ended occupies none.
+        let highest = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse().ok());
+        self.memory = self.memory.max(highest.unwrap_or(0));
     }
 
     /// Begins another life when the relay has ended by itself.
@@ -534,7 +676,9 @@ impl Replica {
     }
 }
 
-fn spawn(proxies: &[Arc<Proxy>], webhook: &str, attempts: &str) -> Relay {
+fn spawn(number: usize, proxies: &[Arc<Proxy>], webhook: &str, attempts: &str) -> Relay {
+    // The first one has no patience: neither with calls nor at its end.
+    let (call, grace) = if number == 0 { ("1s", "3s") } else { ("30s", "12s") };
     let nats: Vec<_> = proxies.iter().map(|proxy| proxy.url()).collect();
     let variables = [
         ("NATS_STREAM", "CMS"),
@@ -542,8 +686,8 @@ fn spawn(proxies: &[Arc<Proxy>], webhook: &str, attempts: &str) -> Relay {
         ("NATS_DELIVER", "all"),
         ("NATS_FAILED_SUBJECT_PREFIX", "failed.cache"),
         ("WEBHOOK_MAX_ATTEMPTS", attempts),
-        ("WEBHOOK_TIMEOUT", "1s"),
-        ("SHUTDOWN_GRACE", "3s"),
+        ("WEBHOOK_TIMEOUT", call),
+        ("SHUTDOWN_GRACE", grace),
         ("RUST_LOG", "info"),
     ];
     Relay::spawn(&nats.join(","), webhook, &variables)
@@ -729,6 +873,8 @@ fn a_changed_payload_is_found() {
 fn the_webhook_decides_by_the_seed_alone() {
     let keys: Vec<_> = (0..1000).map(|number| Key { subject: "s0".to_owned(), number }).collect();
     let decide_all = |seed| keys.iter().map(|key| decide(seed, key, 1).0).collect::<Vec<_>>();
+    let hanging = |key: &&Key| decide(1, key, 1).1 >= Duration::from_secs(5);
+    assert!((0..10_000).map(|number| Key { subject: "s1".to_owned(), number }).filter(|key| hanging(&key)).count() > 1);
     assert_eq!(decide_all(1), decide_all(1));
     assert_ne!(decide_all(1), decide_all(2));
     for answer in [Answer::Accepted, Answer::Refused, Answer::Hung, Answer::Closed, Answer::Torn] {

@@ -125,7 +125,7 @@ struct Backlog {
 
 impl Backlog {
     /// A relay with its room full of them is killed, and the next one relays all, over one connection.
-    async fn is_relayed_after_a_crash(self) {
+    async fn survives_a_crash(self) {
         let Self { messages, bytes, subjects, link } = self;
         let _alone = ALONE.lock().await;
         let nats = NatsServer::with_config(&format!("{JETSTREAM}, max_payload: 8MB"));
@@ -171,27 +171,27 @@ impl Backlog {
 
 #[tokio::test]
 async fn large_messages_over_a_link_are_relayed_after_a_crash() {
-    Backlog { messages: 400, bytes: 300_000, subjects: 10, link: Some(20_000_000) }.is_relayed_after_a_crash().await;
+    Backlog { messages: 400, bytes: 300_000, subjects: 10, link: Some(20_000_000) }.survives_a_crash().await;
 }
 
 #[tokio::test]
 async fn large_messages_over_a_slow_link_are_relayed_after_a_crash() {
-    Backlog { messages: 300, bytes: 300_000, subjects: 10, link: Some(3_000_000) }.is_relayed_after_a_crash().await;
+    Backlog { messages: 300, bytes: 300_000, subjects: 10, link: Some(3_000_000) }.survives_a_crash().await;
 }
 
 #[tokio::test]
 async fn messages_of_a_megabyte_are_relayed_after_a_crash_in_little_memory() {
-    Backlog { messages: 250, bytes: 1_000_000, subjects: 5, link: None }.is_relayed_after_a_crash().await;
+    Backlog { messages: 250, bytes: 1_000_000, subjects: 5, link: None }.survives_a_crash().await;
 }
 
 #[tokio::test]
 async fn messages_of_several_megabytes_are_relayed_after_a_crash() {
-    Backlog { messages: 60, bytes: 4_000_000, subjects: 2, link: None }.is_relayed_after_a_crash().await;
+    Backlog { messages: 60, bytes: 4_000_000, subjects: 2, link: None }.survives_a_crash().await;
 }
 
 #[tokio::test]
 async fn messages_of_several_megabytes_over_a_link_are_relayed_after_a_crash() {
-    Backlog { messages: 40, bytes: 4_000_000, subjects: 2, link: Some(20_000_000) }.is_relayed_after_a_crash().await;
+    Backlog { messages: 40, bytes: 4_000_000, subjects: 2, link: Some(20_000_000) }.survives_a_crash().await;
 }
 
 // Messages that cannot be read, far above the floor
@@ -482,7 +482,7 @@ impl Waiting {
     }
 
     /// All ten are relayed, from the consumer that is made in the place of the one before.
-    async fn is_relayed(self) {
+    async fn ends_relayed(self) {
         self.relay.logged_times("\"created the consumer\"", 2).await;
         self.endpoint.release();
         self.stream.settled().await;
@@ -497,7 +497,7 @@ impl Waiting {
 async fn what_waits_when_the_consumer_is_removed_and_the_relay_is_cut_off_is_relayed() {
     let waiting = Waiting::start().await;
     waiting.loses_its_consumer_while_cut_off(1).await;
-    waiting.is_relayed().await;
+    waiting.ends_relayed().await;
 }
 
 #[tokio::test]
@@ -505,7 +505,7 @@ async fn what_was_let_go_of_when_the_consumer_is_removed_is_relayed() {
     let waiting = Waiting::start().await;
     waiting.reconnects().await;
     waiting.stream.remove_consumer().await;
-    waiting.is_relayed().await;
+    waiting.ends_relayed().await;
 }
 
 #[tokio::test]
@@ -513,30 +513,19 @@ async fn what_was_let_go_of_when_the_consumer_is_removed_and_the_relay_is_cut_of
     let waiting = Waiting::start().await;
     waiting.reconnects().await;
     waiting.loses_its_consumer_while_cut_off(2).await;
-    waiting.is_relayed().await;
+    waiting.ends_relayed().await;
 }
 
 // Memory
 
 #[tokio::test]
 async fn memory_does_not_grow_with_what_is_settled_while_a_message_is_retried() {
-    memory_while_one_is_unsettled(Some(503)).await;
-}
-
-#[tokio::test]
-async fn memory_does_not_grow_with_what_is_settled_while_a_call_hangs() {
-    memory_while_one_is_unsettled(None).await;
-}
-
-/// `never` is what the endpoint answers for one message; all others it accepts.
-async fn memory_while_one_is_unsettled(never: Option<u16>) {
     const STEP: usize = 5_000;
     let _alone = ALONE.lock().await;
     let port = support::endpoint::raw(move |_, mut stream| {
         Box::pin(async move {
             while let Some(request) = support::endpoint::request(&mut stream).await {
-                let status = if request.contains("cms.cache.never") { never } else { Some(200) };
-                let Some(status) = status else { return std::future::pending().await };
+                let status = if request.contains("cms.cache.never") { 503 } else { 200 };
                 let answer = format!("HTTP/1.1 {status} Whatever\r\ncontent-length: 0\r\n\r\n");
                 if stream.write_all(answer.as_bytes()).await.is_err() {
                     return;

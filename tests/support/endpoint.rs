@@ -207,16 +207,18 @@ pub async fn read_request(stream: &mut TcpStream) -> bool {
 /// Reads one HTTP request with a `Content-Length` body and returns it as text; `None` when the
 /// peer has closed.
 pub async fn request(stream: &mut TcpStream) -> Option<String> {
-    let mut request = Vec::new();
-    let mut buffer = [0; 4096];
+    let (mut request, mut buffer) = (Vec::new(), vec![0; 16 * 1024]);
+    let mut whole = None;
     loop {
-        let text = String::from_utf8_lossy(&request);
-        if let Some(end) = text.find("\r\n\r\n") {
-            let head = text[..end].to_lowercase();
+        if whole.is_none()
+            && let Some(end) = request.windows(4).position(|window| window == b"\r\n\r\n")
+        {
+            let head = String::from_utf8_lossy(&request[..end]).to_lowercase();
             let length = head.split("content-length: ").nth(1).and_then(|rest| rest.split("\r\n").next()?.parse().ok()).unwrap_or(0);
-            if request.len() >= end + 4 + length {
-                return Some(text.into_owned());
-            }
+            whole = Some(end + 4 + length);
+        }
+        if whole.is_some_and(|whole| request.len() >= whole) {
+            return Some(String::from_utf8_lossy(&request).into_owned());
         }
         match stream.read(&mut buffer).await {
             Ok(0) | Err(_) => return None,
