@@ -4,7 +4,7 @@
 //! before is missing any more, and lets all through in the stream's order.
 
 use crate::message::Message;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -24,6 +24,8 @@ struct Closed {
     up_to: u64,
     /// The highest sequence that had been delivered when it was closed, once that is known.
     before: Option<u64>,
+    /// Newer messages that were given back to make room: they are missing too.
+    dropped: BTreeSet<u64>,
     /// Whether they have begun to arrive.
     arriving: bool,
 }
@@ -39,7 +41,14 @@ impl Gate {
 
     /// Closes it, where it is open.
     pub fn close(&mut self) {
-        self.closed.get_or_insert_with(|| Closed { since: Instant::now(), missing: 0, up_to: 0, before: None, arriving: false });
+        self.closed.get_or_insert_with(|| Closed {
+            since: Instant::now(),
+            missing: 0,
+            up_to: 0,
+            before: None,
+            dropped: BTreeSet::new(),
+            arriving: false,
+        });
     }
 
     /// Whether messages pass.
@@ -80,6 +89,7 @@ impl Gate {
         if sequence <= closed.up_to {
             closed.missing = closed.missing.saturating_sub(1);
         }
+        closed.dropped.remove(&sequence);
         // Those that are missing come before others.
         closed.arriving = may_be_missing && closed.missing > 0;
         let message = message.detached();
@@ -106,16 +116,20 @@ impl Gate {
     pub fn clear(&mut self) {
         self.waiting.clear();
         self.bytes = 0;
+        if let Some(closed) = &mut self.closed {
+            closed.dropped.clear();
+        }
     }
 
-    /// Takes out the newest message, to make room for those that are missing, where there are some
-    /// and it is none of them. Returns its sequence.
+    /// Takes out the newest message, to make room for older ones that are missing, where there are
+    /// some and it is none of them. Returns its sequence.
     pub fn drop_newest(&mut self) -> Option<u64> {
         let (sequence, _) = self.waiting.last_key_value()?;
-        if self.may_be_missing(*sequence) || self.closed.as_ref()?.missing == 0 {
-            return None;
-        }
+        let may_be_missing = self.may_be_missing(*sequence);
+        let closed = self.closed.as_mut().filter(|closed| !may_be_missing && closed.missing > closed.dropped.len())?;
         let (sequence, message) = self.waiting.pop_last()?;
+        closed.dropped.insert(sequence);
+        closed.missing += 1;
         self.bytes -= message.size();
         Some(sequence)
     }
@@ -164,12 +178,13 @@ mod tests {
         assert_eq!(gate.drop_newest(), Some(4));
         gate.arrived(4, message("four"));
         assert_eq!(gate.missing(), None, "a newer one says nothing about those that are missing");
-        gate.arrived(2, message("two"));
-        assert_eq!(gate.bytes(), (4 + 1) + (3 + 1));
         assert_eq!(gate.drop_newest(), Some(4));
-        assert_eq!(gate.drop_newest(), None);
+        gate.missing_are(2, 5);
+        gate.arrived(2, message("two"));
+        assert_eq!(gate.missing(), Some(1), "the one that was dropped");
         gate.arrived(4, message("four"));
-        assert_eq!(gate.drop_newest(), None, "nothing is missing any more");
+        assert_eq!(gate.bytes(), (4 + 1) + (3 + 1));
+        assert_eq!(gate.drop_newest(), None, "nothing older is missing any more");
         assert_eq!(gate.open().count(), 2);
     }
 }
