@@ -112,12 +112,13 @@ impl Gate {
         std::mem::take(&mut self.waiting).into_values()
     }
 
-    /// Drops all that waits.
+    /// Drops all that waits: whatever was delivered until now is missing.
     pub fn clear(&mut self) {
         self.waiting.clear();
         self.bytes = 0;
         if let Some(closed) = &mut self.closed {
             closed.dropped.clear();
+            closed.before = None;
         }
     }
 
