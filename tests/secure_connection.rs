@@ -380,7 +380,8 @@ async fn the_jwt_of_an_operators_user_opens_the_server() {
     let user = operator.user();
     let folder = TempDir::new().unwrap();
     let file = write(&folder, "relay.creds", &user.credentials());
-    let (jwt, seed) = (write(&folder, "jwt", &format!("{}\n", user.jwt)), write(&folder, "seed", &format!("{}\n", user.seed)));
+    let jwt = write(&folder, "jwt", &format!("{}\n", user.jwt));
+    write(&folder, "seed", &format!("{}\n", user.seed));
     let content = user.credentials();
     let host = nats.url();
     let secrets = [user.jwt.as_str(), user.seed.as_str()];
