@@ -4,6 +4,7 @@
 //! order holds per subject and nothing else waits. A message stays in its lane until it is
 //! settled: what is in the lanes is all that the process still owes.
 
+use crate::jetstream::held::Held;
 use crate::message::Message;
 use crate::metrics::Metrics;
 use std::collections::{HashMap, VecDeque};
@@ -94,14 +95,16 @@ pub type Working = Option<Arc<OwnedSemaphorePermit>>;
 /// it waits, so that a message that waits for a retry keeps no other from being worked on.
 pub struct Slot {
     limit: Arc<Semaphore>,
+    /// Where replicas take turns: nothing is worked on while the turn may be another's.
+    turns: Option<Held>,
     held: Mutex<Weak<OwnedSemaphorePermit>>,
 }
 
 impl Slot {
     /// A claim on `limit`, not held yet.
     #[must_use]
-    pub fn new(limit: Arc<Semaphore>) -> Self {
-        Self { limit, held: Mutex::default() }
+    pub fn new(limit: Arc<Semaphore>, turns: Option<Held>) -> Self {
+        Self { limit, turns, held: Mutex::default() }
     }
 
     /// Waits for the claim, unless another part of the same message holds it already. It is
@@ -110,8 +113,17 @@ impl Slot {
         if let Some(permit) = self.held().upgrade() {
             return Some(permit);
         }
-        // Fails only when the semaphore is closed, which nobody does.
-        let permit = Arc::new(self.limit.clone().acquire_owned().await.ok()?);
+        let permit = loop {
+            // Fails only when the semaphore is closed, which nobody does.
+            let permit = self.limit.clone().acquire_owned().await.ok()?;
+            match self.turns.as_ref().filter(|turns| !turns.is_ours()) {
+                None => break Arc::new(permit),
+                Some(turns) => {
+                    drop(permit);
+                    turns.ours().await;
+                }
+            }
+        };
         *self.held() = Arc::downgrade(&permit);
         Some(permit)
     }
@@ -182,7 +194,7 @@ mod tests {
     #[tokio::test]
     async fn a_slot_is_shared_within_a_message_and_given_back_while_all_of_it_waits() {
         let limit = Arc::new(Semaphore::new(1));
-        let (a, b) = (Slot::new(limit.clone()), Slot::new(limit.clone()));
+        let (a, b) = (Slot::new(limit.clone(), None), Slot::new(limit.clone(), None));
         let one = a.enter().await;
         let two = a.enter().await;
         drop(one);

@@ -66,6 +66,15 @@ impl Message {
         }
     }
 
+    /// Returns when another process is to relay it.
+    pub async fn given_up(&self) {
+        self.not_ours().await;
+        if self.fate() != Fate::GivenUp {
+            // That it has gone from the stream is no reason not to say what became of it.
+            std::future::pending().await
+        }
+    }
+
     /// Takes the payload out of the connection's read buffer. A slice would keep all of the
     /// buffer alive, and what waits would occupy several times its size.
     #[must_use]

@@ -147,7 +147,7 @@ impl Relay {
 
     /// One message from NATS to the webhook and back to NATS.
     async fn relay(&self, message: &Arc<Message>) -> Result<Confirmed, Failure> {
-        let slot = Slot::new(self.limit.clone());
+        let slot = Slot::new(self.limit.clone(), self.held.clone());
         let working = slot.enter().await;
         if message.fate() == Fate::GivenUp {
             return Err(Failure::GivenUp);
@@ -202,8 +202,12 @@ impl Relay {
                     self.metrics.failed.get_or_create(&FailedLabels { reason }).inc();
                     error!(subject = %message.subject, id = %message.id, reason = reason.label(), error = %failure, "not relayed");
                 }
-                self.publish_failed(message, &failure).await;
-                Ack::Terminated
+                tokio::select! {
+                    biased;
+                    () = self.publish_failed(message, &failure) => Ack::Terminated,
+                    // Another replica works: it waits for this message.
+                    () = message.given_up() => Ack::GivenBack,
+                }
             }
         };
         if let (Some(held), Some(stored)) = (&self.held, &message.stored) {

@@ -9,7 +9,7 @@ use crate::config;
 use crate::destination::Destination;
 use crate::headers;
 use crate::lane::{Slot, Working};
-use crate::message::{Message, Outbound};
+use crate::message::{Fate, Message, Outbound};
 use crate::metrics::Metrics;
 use crate::outage::{Outage, Shortage};
 use crate::proxy::Proxy;
@@ -297,6 +297,10 @@ impl Webhook {
                 }
             }
             working = slot.enter().await;
+            if message.fate() == Fate::GivenUp {
+                let error = format!("{error}; another replica relays the message");
+                return Err(Refusal { destination: endpoint.destination.to_string(), status, error, attempts: attempt - 1 });
+            }
         }
     }
 }

@@ -14,7 +14,7 @@ mod support;
 
 use async_nats::{Client, HeaderMap, Request};
 use fastrand::Rng;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -404,8 +404,14 @@ async fn finish(client: &Client, relays: &mut [Replica], diary: &Diary) -> bool 
             relay.measure();
         }
         let relayed = ask(client, "STREAM.INFO.RELAYED", json!({})).await.map_or(json!(null), |info| info["state"]["messages"].clone());
+        let end = ask(client, "STREAM.INFO.CMS", json!({})).await.ok().and_then(|info| info["state"]["last_seq"].as_u64());
+        // A leader that was just elected counts nothing at first.
+        let is_settled = |info: &Value| {
+            let is_empty = info["num_pending"] == 0 && info["num_ack_pending"] == 0;
+            is_empty && end.is_some() && info["ack_floor"]["stream_seq"].as_u64() >= end
+        };
         let state = match ask(client, format!("CONSUMER.INFO.CMS.{CONSUMER}"), json!({})).await {
-            Ok(info) if info["num_pending"] == 0 && info["num_ack_pending"] == 0 => break true,
+            Ok(info) if is_settled(&info) => break true,
             Ok(info) => format!("{} waiting, {} being worked on, {relayed} relayed", info["num_pending"], info["num_ack_pending"]),
             Err(error) => format!("{error}, {relayed} relayed"),
         };

@@ -66,11 +66,15 @@ pub struct Made {
     pub ack_wait: Duration,
     /// When the stream was made: another time means another stream.
     pub stream_created: String,
+    /// When the consumer was made.
+    pub created: String,
 }
 
 /// What the server says about the consumer at one moment.
 #[derive(Debug, Clone)]
 pub struct Look {
+    /// When it was made.
+    pub created: String,
     /// The highest sequence in the stream that was delivered.
     pub delivered: u64,
     /// The consumer's own count of deliveries.
@@ -204,6 +208,7 @@ impl Consumer {
         let info = self.api.call(&self.request("INFO"), &json!({})).await?;
         let pinned = text(&info, "/priority_groups/0/pinned_client_id");
         Ok(Look {
+            created: text(&info, "/created").to_owned(),
             delivered: number(&info, "/delivered/stream_seq"),
             deliveries: number(&info, "/delivered/consumer_seq"),
             floor: number(&info, "/ack_floor/stream_seq"),
@@ -451,6 +456,7 @@ fn made(consumer: &Value, stream_created: String) -> Made {
         group: (text(consumer, "/config/priority_policy") == "pinned_client").then_some(GROUP),
         ack_wait: Duration::from_nanos(number(consumer, "/config/ack_wait")).max(Duration::from_millis(100)),
         stream_created,
+        created: text(consumer, "/created").to_owned(),
     }
 }
 

@@ -171,8 +171,7 @@ impl Held {
 
     /// Whether a message may be begun: it is still held here. Waits until it is certain whose turn it is.
     pub async fn begin(&self, stored: &Stored) -> bool {
-        let mut turn = self.0.turn.subscribe();
-        let _ = turn.wait_for(Certainty::is_ours).await;
+        self.ours().await;
         let mut state = self.lock();
         match state.unsettled.get_mut(&stored.sequence) {
             Some(unsettled) if Arc::ptr_eq(&unsettled.hold, &stored.hold) => {
@@ -196,6 +195,13 @@ impl Held {
     /// The server has given this replica the turn until then; `None` where there are no turns.
     pub fn ours_until(&self, until: Option<Instant>) {
         self.0.turn.send_modify(|turn| turn.until = until);
+    }
+
+    /// Returns when it is certain that this replica works.
+    pub async fn ours(&self) {
+        let mut turn = self.0.turn.subscribe();
+        // Fails only when the sender has gone, which is here.
+        let _ = turn.wait_for(Certainty::is_ours).await;
     }
 
     /// Whether it is certain that this replica works.
@@ -288,6 +294,14 @@ impl Held {
         before.unsettled.values().for_each(|unsettled| unsettled.hold.end(Fate::Gone));
     }
 
+    /// The failed messages among the settled ones above `floor`.
+    #[must_use]
+    pub fn failed_above(&self, floor: u64) -> Vec<u64> {
+        let state = self.lock();
+        let above = state.settled.range(floor + 1..).filter(|(_, settled)| settled.ack == Ack::Terminated);
+        above.map(|(sequence, _)| *sequence).collect()
+    }
+
     /// Forgets settled messages that the server knows to be: all up to `floor`.
     pub fn known_to_be_settled(&self, floor: u64) {
         let mut state = self.lock();
@@ -307,11 +321,17 @@ impl Held {
         self.len() == 0
     }
 
+    /// The highest sequence that was delivered here.
+    #[must_use]
+    pub fn last(&self) -> u64 {
+        self.lock().last
+    }
+
     /// How many messages up to `sequence` are unsettled.
     #[must_use]
     pub fn count_to(&self, sequence: u64) -> usize {
         let state = self.lock();
-        state.unsettled.range(..=sequence).filter(|(_, unsettled)| unsettled.hold.fate() != Fate::GivenUp).count()
+        state.unsettled.range(..=sequence).filter(|(_, unsettled)| unsettled.hold.fate() == Fate::Ours).count()
     }
 
     /// Whether `sequence` is unsettled here, or settled.

@@ -2,7 +2,7 @@
 
 use super::ApiError;
 use super::consumer::{Consumer, Look, Made, SetUpError, Start};
-use super::held::Held;
+use super::held::{Ack, Held};
 use super::number;
 use super::unreadable::{self, Unreadable};
 use crate::publisher::Publisher;
@@ -26,6 +26,8 @@ pub struct Looker {
     pub is_first: bool,
     /// Whether somebody seems to have changed the consumer.
     pub is_changed: bool,
+    /// When the consumer that is known here was made.
+    pub created: String,
     /// Whether the connection before may have broken over a message that cannot be read: what was
     /// delivered after this sequence is searched.
     pub searched: Option<u64>,
@@ -72,12 +74,20 @@ impl Looker {
             }
             look => look.map_err(failed)?,
         };
-        if self.is_changed && made.is_none() {
+        if (self.is_changed || look.created != self.created) && made.is_none() {
             made = Some(self.consumer.adopt().await?);
         }
-        let here = self.held.count_to(look.delivered) as u64;
+        let here = || self.held.count_to(look.delivered) as u64;
+        // What was delivered last has not come: it is not among those that are here.
+        let lost = u64::from(self.is_first && look.delivered > self.held.last());
+        if look.unsettled < here() + lost {
+            forget_removed(&self.consumer, &self.held, Duration::ZERO).await;
+        } else if self.is_shared {
+            // The others' messages are among the unsettled ones.
+            forget_removed(&self.consumer, &self.held, OLD).await;
+        }
         let mut unreadable = None;
-        if let Some(searched) = self.searched.filter(|_| look.unsettled > here) {
+        if let Some(searched) = self.searched.filter(|_| look.unsettled > here()) {
             unreadable = match unreadable::find(&self.consumer, &self.held, look.floor.max(searched), look.delivered).await {
                 Err(error) if !error.is_passing() => {
                     error!(%error, "cannot find out whether a message broke the connection; if one did, it will again");
@@ -85,14 +95,14 @@ impl Looker {
                 }
                 found => Some(found.map_err(failed)?),
             };
+            // A new consumer may deliver once more what is settled, and cannot be read any better.
+            for sequence in self.held.failed_above(look.floor) {
+                self.held.acknowledge(unreadable::reply(&self.reply, sequence, look.deliveries), Ack::Terminated).await;
+            }
             let found = unreadable.iter().flat_map(|(found, _)| found).map(|found| found.sequence);
             for sequence in found.chain(self.suspects) {
                 unreadable::put_off(&self.consumer, unreadable::reply(&self.reply, sequence, look.deliveries)).await;
             }
-        }
-        // Where replicas share the work, the others' messages are among the unsettled ones.
-        if look.unsettled < here || self.is_shared {
-            forget_removed(&self.consumer, &self.held).await;
         }
         Ok(Looked { look, unreadable, made })
     }
@@ -100,8 +110,8 @@ impl Looker {
 
 /// Finds messages that are worked on for long and are no longer in the stream: with attempts
 /// without end, nothing else would end them.
-async fn forget_removed(consumer: &Consumer, held: &Held) {
-    for sequence in held.unconfirmed(OLD, MOST_CONFIRMED) {
+async fn forget_removed(consumer: &Consumer, held: &Held, age: Duration) {
+    for sequence in held.unconfirmed(age, MOST_CONFIRMED) {
         if let Ok(stored) = consumer.stored(sequence).await
             && stored.is_none_or(|stored| number(&stored, "/seq") != sequence)
         {

@@ -300,7 +300,8 @@ impl Pull {
             }
             self.session.next_delivery = Some(consumer_sequence + 1);
             if is_new || self.session.arrived == 1 {
-                self.is_ours_since(self.session.asked_at.unwrap_or(self.session.began));
+                let is_current = self.session.is_current;
+                self.is_ours_since(self.session.asked_at.filter(|_| is_current).unwrap_or(self.session.began));
             }
         }
         let message = &mut self.reader.message;

@@ -49,6 +49,8 @@ pub(super) struct Session {
     /// Messages that have arrived for the request, and when the last one did.
     pub(super) arrived: usize,
     pub(super) arrived_at: Option<Instant>,
+    /// Whether what arrives is for this request: not after one whose answer is late.
+    pub(super) is_current: bool,
     /// Whether the next message alone is larger than what was asked for.
     pub(super) oversize: bool,
     /// The consumer's count at the next delivery.
@@ -77,6 +79,7 @@ impl Session {
             outstanding: 0,
             arrived: 0,
             arrived_at: None,
+            is_current: true,
             oversize: false,
             next_delivery: None,
             looked: false,
@@ -89,7 +92,7 @@ impl Pull {
     /// When something is to be done even if nothing happens.
     pub(super) fn due(&self) -> Instant {
         let now = Instant::now();
-        let mut due = if self.session.outstanding > 0 {
+        let mut due = if self.session.outstanding > 0 && !(self.stopped && self.is_answered()) {
             self.late_at(if self.stopped { LATE_STOPPING } else { LATE })
         } else {
             let asked_at = self.session.asked_at.unwrap_or(now);
@@ -120,7 +123,7 @@ impl Pull {
             if !std::mem::replace(&mut self.said.unanswered, true) {
                 warn!(stream = self.stream.name, consumer = self.stream.consumer, "a pull request was not answered, asking again");
             }
-            self.session.outstanding = 0;
+            (self.session.outstanding, self.session.is_current) = (0, false);
             self.look_at = now;
         }
         if !self.link.is_connected() {
@@ -215,6 +218,7 @@ impl Pull {
             return;
         }
         self.said.unanswered = false;
+        self.session.is_current |= is_current;
         // Another replica works.
         if code == 423 {
             (self.session.next_delivery, self.look_at) = (None, Instant::now());

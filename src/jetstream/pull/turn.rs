@@ -47,6 +47,7 @@ impl Pull {
             publisher: self.publisher.clone(),
             is_first,
             is_changed: self.is_changed,
+            created: self.made.created.clone(),
             reply: self.reply.clone(),
             is_shared: self.made.group.is_none(),
             searched: (is_first && self.sessions > 1).then_some(self.searched),
@@ -92,7 +93,7 @@ impl Pull {
                 self.keeping = tokio::spawn(self.held.clone().keep(made.ack_wait)).abort_handle();
             }
             self.made = made;
-            self.is_changed = false;
+            (self.is_changed, self.searched) = (false, 0);
             self.session.next_delivery = None;
             self.close_gate();
         }
@@ -159,12 +160,18 @@ impl Pull {
             if session != self.sessions {
                 self.provoked = None;
                 self.suspects.pop_front().into_iter().for_each(|found| self.take_unreadable(found, look.deliveries));
-            } else if since.elapsed() > self.made.ack_wait {
+            } else if since.elapsed() > self.made.ack_wait && !look.paused {
                 self.provoked = None;
-                self.suspects.pop_front();
+                // It is searched for again after the next lost connection, should it be unsettled after all.
+                let settled = self.suspects.pop_front();
+                self.searched = self.searched.min(settled.map_or(u64::MAX, |found| found.sequence - 1));
             }
         }
-        let missing = (look.unsettled as usize).saturating_sub(self.held.count_to(look.delivered));
+        let mut missing = (look.unsettled as usize).saturating_sub(self.held.count_to(look.delivered));
+        // What was delivered last has not come, whatever has become of others that are here.
+        if !self.gate.is_open() && look.unsettled > 0 && self.turn.is_handed_over && look.delivered > self.held.last() {
+            missing = missing.max(1);
+        }
         if missing == 0 {
             (self.provoked, self.suspects) = (None, VecDeque::new());
         }
