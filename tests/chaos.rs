@@ -93,6 +93,7 @@ async fn chaos(servers: usize) {
         break_relays(&mut relays, &webhook, &drain, for_relays, end, &diary),
         break_servers(&mut cluster, &client, &drain, for_servers, end, &diary),
         break_connections(&proxies, &client, &webhook, for_connections, end, &diary),
+        tell_progress(&client, end, &diary),
     );
 
     diary.say("the chaos is over");
@@ -395,6 +396,18 @@ async fn break_connections(proxies: &[Vec<Arc<Proxy>>], client: &Client, webhook
     webhook.healthy.store(true, Ordering::Relaxed);
 }
 
+/// Says how far the relays have come, for who looks on.
+async fn tell_progress(client: &Client, end: Instant, diary: &Diary) {
+    while pause(Duration::from_secs(15), end).await {
+        let mut counts = Vec::new();
+        for stream in ["CMS", "RELAYED"] {
+            let info = ask(client, format!("STREAM.INFO.{stream}"), json!({})).await;
+            counts.push(info.map_or_else(|error| error, |info| info["state"]["messages"].to_string()));
+        }
+        diary.say(&format!("{} stored, {} relayed", counts[0], counts[1]));
+    }
+}
+
 /// Waits until the relays have nothing left to do, and stops them. Whether they came to that.
 async fn finish(client: &Client, relays: &mut [Replica], diary: &Diary) -> bool {
     let (mut last, mut changed, mut said) = (String::new(), Instant::now(), Instant::now());
@@ -441,13 +454,15 @@ async fn finish(client: &Client, relays: &mut [Replica], diary: &Diary) -> bool 
 /// acknowledged the one before.
 async fn publish(publisher: usize, client: Client, mut rng: Rng, end: Instant) -> Vec<Key> {
     let mut acknowledged = Vec::new();
-    let mut numbers = [0; SUBJECTS_EACH];
-    while pause(millis(&mut rng, 0..60), end).await {
+    let (mut numbers, mut burst) = ([0; SUBJECTS_EACH], 0_usize);
+    while pause(millis(&mut rng, 0..if burst > 0 { 1 } else { 60 }), end).await {
         let own = rng.usize(..SUBJECTS_EACH);
         numbers[own] += 1;
         let key = Key { subject: format!("s{}", publisher * SUBJECTS_EACH + own), number: numbers[own] };
+        // More than a server keeps for a client that is slow, now and then.
+        burst = if rng.u16(..6000) == 0 { 120 } else { burst.saturating_sub(1) };
         let filler = match rng.u16(..600) {
-            ..4 => rng.usize(300_000..1_000_000),
+            rare if rare < 4 || burst > 0 => rng.usize(300_000..1_000_000),
             4..24 => 50_000,
             _ => rng.usize(..1500),
         };
