@@ -181,8 +181,22 @@ impl Relay {
         self.process.lock().unwrap().try_wait().unwrap().is_none()
     }
 
+    /// Returns when the thread that writes the log sleeps: all that was logged before is written then.
+    fn log_is_written(&self, pid: u32) {
+        let is_asleep = || {
+            let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+            let stats = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("stat")).ok());
+            stats.filter_map(|stat| Some(stat.split_once("(log) ")?.1.starts_with('S'))).next()
+        };
+        let since = std::time::Instant::now();
+        while is_asleep() == Some(false) && since.elapsed() < super::LIMIT {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+
     fn read(&self) -> MutexGuard<'_, Log> {
         let mut log = self.log.lock().unwrap();
+        self.log_is_written(self.process.lock().unwrap().id());
         let mut new = Vec::new();
         log.file.read_to_end(&mut new).unwrap();
         for byte in new {
