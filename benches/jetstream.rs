@@ -2,7 +2,9 @@
 //! backlog takes. Run it with `scripts/bench --jetstream`.
 
 use super::nats::NatsServer;
-use super::{Figures, ROUNDS, Relay, body, cpu_us, median, memory_mib, relay_on, start_endpoint, within};
+use super::{
+    Figures, ROUNDS, Relay, body, cpu_us, median, memory_mib, relay_on, start_endpoint, within,
+};
 use async_nats::Client;
 use futures_util::StreamExt;
 use std::time::{Duration, Instant};
@@ -11,7 +13,10 @@ const STREAM: [(&str, &str); 2] = [("NATS_STREAM", "CMS"), ("NATS_DELIVER", "all
 
 pub(crate) async fn compare(quick: bool) {
     let scale = if quick { 10 } else { 1 };
-    println!("{:46} {:>9} {:>12} {:>9} {:>9} {:>10}", "", "msg/s", "CPU us/msg", "p50 ms", "p99 ms", "peak MiB");
+    println!(
+        "{:46} {:>9} {:>12} {:>9} {:>9} {:>10}",
+        "", "msg/s", "CPU us/msg", "p50 ms", "p99 ms", "peak MiB"
+    );
     for (after, messages) in [(0, 60_000), (20, 25_000)] {
         let messages = messages / scale;
         let mut figures = [Vec::new(), Vec::new(), Vec::new(), Vec::new()];
@@ -19,16 +24,25 @@ pub(crate) async fn compare(quick: bool) {
             figures[0].push(relay_on(NatsServer::start(), after, 300, messages, "warn", &[]).await);
             for (index, subjects) in [(1, vec!["cms.>"]), (2, vec!["cms.>", "relayed.>"])] {
                 let nats = server(&subjects).await;
-                figures[index].push(relay_on(nats, after, 300, messages, "warn", &environment()).await);
+                figures[index]
+                    .push(relay_on(nats, after, 300, messages, "warn", &environment()).await);
             }
             figures[3].push(backlog(after, messages).await);
         }
         let [core, stream, both, backlog] = figures.map(median);
-        for (name, figures) in
-            [("core", &core), ("from a stream", &stream), ("from a stream into another", &both), ("from a backlog", &backlog)]
-        {
+        for (name, figures) in [
+            ("core", &core),
+            ("from a stream", &stream),
+            ("from a stream into another", &both),
+            ("from a backlog", &backlog),
+        ] {
             figures.print(&format!("300 B, endpoint after {after} ms: {name}"));
-            println!("{:46} throughput x {:.2}, CPU x {:.2}", "", figures.rate / core.rate, figures.cpu_us / core.cpu_us);
+            println!(
+                "{:46} throughput x {:.2}, CPU x {:.2}",
+                "",
+                figures.rate / core.rate,
+                figures.cpu_us / core.cpu_us
+            );
         }
         println!();
     }
@@ -44,8 +58,11 @@ async fn server(subjects: &[&str]) -> NatsServer {
     let nats = NatsServer::with_config("jetstream: enabled");
     let client = nats.client().await;
     for (name, subjects) in ["CMS", "RELAYED"].iter().zip(subjects) {
-        let config = format!(r#"{{"name":"{name}","subjects":["{subjects}"],"storage":"file","retention":"limits","num_replicas":1}}"#);
-        let answer = client.request(format!("$JS.API.STREAM.CREATE.{name}"), config.into()).await.unwrap();
+        let config = format!(
+            r#"{{"name":"{name}","subjects":["{subjects}"],"storage":"file","retention":"limits","num_replicas":1}}"#
+        );
+        let answer =
+            client.request(format!("$JS.API.STREAM.CREATE.{name}"), config.into()).await.unwrap();
         assert!(!String::from_utf8_lossy(&answer.payload).contains("\"error\""), "{answer:?}");
     }
     nats
@@ -75,7 +92,8 @@ async fn backlog(after_ms: u64, messages: usize) -> Figures {
 /// Publishes, some at a time, until the stream has it all.
 async fn fill(client: &Client, messages: usize, size: usize) {
     for number in 0..messages {
-        let (subject, body) = (format!("cms.cache.article.{}", number % super::SUBJECTS), body(size, number));
+        let (subject, body) =
+            (format!("cms.cache.article.{}", number % super::SUBJECTS), body(size, number));
         if number % 500 == 499 || number + 1 == messages {
             within("an acknowledged publish", client.request(subject, body)).await.unwrap();
         } else {

@@ -3,9 +3,9 @@
 
 use super::{Figures, ROUNDS, Relay, body, median, memory_mib, relay_with};
 use async_nats::HeaderMap;
-use nats_webhook_relay::config::{self, Cache};
 use nats_webhook_relay::message::{Id, Message};
-use nats_webhook_relay::metrics::Metrics;
+use nats_webhook_relay::observe::metrics::Metrics;
+use nats_webhook_relay::plugin::settings::{Cache, Setting, Settings};
 use nats_webhook_relay::plugin::{Hook, Limits, Plugins};
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
@@ -32,13 +32,18 @@ mod bare {
         ownership: Borrowing { duplicate_if_necessary: false },
     });
 }
-use bare::exports::nats_webhook_relay::plugin::{relayed_payload, relayed_subject, webhook_payload};
+use bare::exports::nats_webhook_relay::plugin::{
+    relayed_payload, relayed_subject, webhook_payload,
+};
 use bare::nats_webhook_relay::plugin::types;
 
 pub(crate) async fn compare(quick: bool) {
     let scale = if quick { 10 } else { 1 };
     let cache = tempfile::tempdir().unwrap();
-    println!("{:46} {:>9} {:>12} {:>9} {:>9} {:>10}", "", "msg/s", "CPU us/msg", "p50 ms", "p99 ms", "peak MiB");
+    println!(
+        "{:46} {:>9} {:>12} {:>9} {:>9} {:>10}",
+        "", "msg/s", "CPU us/msg", "p50 ms", "p99 ms", "peak MiB"
+    );
     for (after, messages) in [(0, 30_000), (20, 15_000)] {
         let cases = [
             ("no plugin", vec![]),
@@ -51,18 +56,34 @@ pub(crate) async fn compare(quick: bool) {
         let mut figures: Vec<Vec<Figures>> = cases.iter().map(|_| Vec::new()).collect();
         for _ in 0..ROUNDS {
             for ((_, plugins), figures) in cases.iter().zip(&mut figures) {
-                figures.push(relay_with(after, 300, messages / scale, "error", &environment(plugins, cache.path())).await);
+                figures.push(
+                    relay_with(
+                        after,
+                        300,
+                        messages / scale,
+                        "error",
+                        &environment(plugins, cache.path()),
+                    )
+                    .await,
+                );
             }
         }
         let medians: Vec<_> = figures.into_iter().map(median).collect();
         for ((name, _), median) in cases.iter().zip(&medians) {
             median.print(&format!("300 B, endpoint after {after} ms: {name}"));
-            println!("{:46} throughput x {:.2}, CPU x {:.2}", "", median.rate / medians[0].rate, median.cpu_us / medians[0].cpu_us);
+            println!(
+                "{:46} throughput x {:.2}, CPU x {:.2}",
+                "",
+                median.rate / medians[0].rate,
+                median.cpu_us / medians[0].cpu_us
+            );
         }
         println!();
     }
     start(cache.path()).await;
-    println!("\none call of a hook, 300 B, beside a bare wasmtime call on a live instance (medians of {ROUNDS} rounds)");
+    println!(
+        "\none call of a hook, 300 B, beside a bare wasmtime call on a live instance (medians of {ROUNDS} rounds)"
+    );
     for (name, calls) in [("noop", 100_000), ("tenant-subject", 20_000), ("drupal-path", 10_000)] {
         call(name, calls / scale, cache.path()).await;
     }
@@ -83,9 +104,13 @@ fn copies(name: &str, count: usize, folder: &Path) -> Vec<PathBuf> {
 }
 
 fn environment(plugins: &[PathBuf], cache: &Path) -> Vec<(&'static str, String)> {
-    let mut environment = vec![("PLUGIN_CACHE", cache.join("code").display().to_string()), ("PLUGIN_DRUPAL_PATH_SECRET", "s".to_owned())];
+    let mut environment = vec![
+        ("PLUGIN_CACHE", cache.join("code").display().to_string()),
+        ("PLUGIN_DRUPAL_PATH_SECRET", "s".to_owned()),
+    ];
     if !plugins.is_empty() {
-        environment.push(("PLUGINS", std::env::join_paths(plugins).unwrap().into_string().unwrap()));
+        environment
+            .push(("PLUGINS", std::env::join_paths(plugins).unwrap().into_string().unwrap()));
     }
     environment
 }
@@ -95,7 +120,14 @@ async fn start(folder: &Path) {
     let nats = super::nats::NatsServer::start();
     let cache = folder.join("start");
     std::fs::create_dir(&cache).unwrap();
-    let start = || Relay::start(&nats.url(), "http://127.0.0.1:9/", "info", &environment(&[plugin("drupal-path")], &cache));
+    let start = || {
+        Relay::start(
+            &nats.url(),
+            "http://127.0.0.1:9/",
+            "info",
+            &environment(&[plugin("drupal-path")], &cache),
+        )
+    };
     let first = start().ready_after;
     // The cache writes at its leisure.
     let mut cached: Vec<_> = (0..9).map(|_| start().ready_after).collect();
@@ -110,21 +142,19 @@ async fn start(folder: &Path) {
 }
 
 async fn call(name: &str, calls: usize, folder: &Path) {
-    let message = Arc::new(Message {
-        subject: "cms.cache.article.42".into(),
-        headers: HeaderMap::new(),
-        payload: body(300, 0),
-        id: Id::unique(),
-        end: Default::default(),
-        stored: None,
-    });
-    let plugins = config::Plugins {
+    let message = Arc::new(Message::new(
+        "cms.cache.article.42",
+        HeaderMap::new(),
+        body(300, 0),
+        Id::unique(),
+    ));
+    let plugins = Settings {
         paths: vec![plugin(name)],
         timeout: Duration::from_secs(1),
         memory: 128 << 20,
         watch: false,
         cache: Cache::At(folder.join("code")),
-        settings: vec![config::Setting {
+        settings: vec![Setting {
             name: "DRUPAL_PATH_SECRET".to_owned(),
             value: nats_webhook_relay::secret::Secret::new("s"),
             from_file: true,
@@ -196,19 +226,34 @@ impl Bare {
         let component = Component::from_file(&engine, path).unwrap();
         let mut linker = Linker::<State>::new(&engine);
         wasmtime_wasi::p2::add_to_linker_sync(&mut linker).unwrap();
-        wasmtime_wasi_config::add_to_linker(&mut linker, |state: &mut State| WasiConfig::from(&state.config)).unwrap();
+        wasmtime_wasi_config::add_to_linker(&mut linker, |state: &mut State| {
+            WasiConfig::from(&state.config)
+        })
+        .unwrap();
         let config = [("SECRET", "s")].into_iter().collect();
-        let mut store = Store::new(&engine, State { wasi: WasiCtx::builder().build(), table: ResourceTable::new(), config });
+        let mut store = Store::new(
+            &engine,
+            State { wasi: WasiCtx::builder().build(), table: ResourceTable::new(), config },
+        );
         if stoppable {
             store.set_epoch_deadline(1);
         }
         let pre = linker.instantiate_pre(&component).unwrap();
         let instance = pre.instantiate(&mut store).unwrap();
-        let body = webhook_payload::GuestIndices::new(&pre).ok().map(|hook| hook.load(&mut store, &instance).unwrap());
-        let payload = relayed_payload::GuestIndices::new(&pre).ok().map(|hook| hook.load(&mut store, &instance).unwrap());
-        let subject = relayed_subject::GuestIndices::new(&pre).ok().map(|hook| hook.load(&mut store, &instance).unwrap());
-        let found =
-            [(body.is_some(), Hook::WebhookPayload), (payload.is_some(), Hook::RelayedPayload), (subject.is_some(), Hook::RelayedSubject)];
+        let body = webhook_payload::GuestIndices::new(&pre)
+            .ok()
+            .map(|hook| hook.load(&mut store, &instance).unwrap());
+        let payload = relayed_payload::GuestIndices::new(&pre)
+            .ok()
+            .map(|hook| hook.load(&mut store, &instance).unwrap());
+        let subject = relayed_subject::GuestIndices::new(&pre)
+            .ok()
+            .map(|hook| hook.load(&mut store, &instance).unwrap());
+        let found = [
+            (body.is_some(), Hook::WebhookPayload),
+            (payload.is_some(), Hook::RelayedPayload),
+            (subject.is_some(), Hook::RelayedSubject),
+        ];
         let hooks = found.into_iter().filter_map(|(found, hook)| found.then_some(hook)).collect();
         Self { store, body, payload, subject, hooks }
     }

@@ -5,7 +5,14 @@
 //! (a) a reqwest client that POSTs the same bodies with the same concurrency and does nothing
 //! else, (b) the relay, and the ratios. Then: one message at a time, start, idle and flood.
 //! Every process is one of its own, so that CPU time and memory are of that process alone.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stdout, missing_docs)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    missing_docs
+)]
 
 use async_nats::Client;
 use futures_util::StreamExt;
@@ -26,7 +33,9 @@ mod nats;
 // What `nats` takes from the tests' support.
 const LIMIT: Duration = Duration::from_secs(60);
 async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(LIMIT, future).await.unwrap_or_else(|_| panic!("{what}: not within {LIMIT:?}"))
+    tokio::time::timeout(LIMIT, future)
+        .await
+        .unwrap_or_else(|_| panic!("{what}: not within {LIMIT:?}"))
 }
 #[allow(dead_code)]
 fn signal(pid: u32, signal: &str) {
@@ -51,7 +60,8 @@ fn main() {
                 "threads" => tokio::runtime::Builder::new_multi_thread(),
                 _ => tokio::runtime::Builder::new_current_thread(),
             };
-            let (url, size, messages) = (arguments[3].clone(), number(4) as usize, number(5) as usize);
+            let (url, size, messages) =
+                (arguments[3].clone(), number(4) as usize, number(5) as usize);
             builder.enable_all().build().unwrap().block_on(bare(url, size, messages));
         }
         _ => {
@@ -62,7 +72,10 @@ fn main() {
             if arguments.iter().any(|argument| argument == "--jetstream") {
                 return runtime.block_on(jetstream::compare(quick));
             }
-            let only = arguments.iter().position(|argument| argument == "--only").and_then(|index| arguments.get(index + 1));
+            let only = arguments
+                .iter()
+                .position(|argument| argument == "--only")
+                .and_then(|index| arguments.get(index + 1));
             runtime.block_on(compare(quick, only.map_or("", String::as_str)));
         }
     }
@@ -73,8 +86,13 @@ async fn compare(quick: bool, only: &str) {
     println!(
         "bare: a reqwest client that only POSTs, on tokio's default runtime and on one thread; MAX_IN_FLIGHT {IN_FLIGHT}, {SUBJECTS} subjects, logs at warn unless said\n"
     );
-    println!("{:46} {:>9} {:>12} {:>9} {:>9} {:>10}", "", "msg/s", "CPU us/msg", "p50 ms", "p99 ms", "peak MiB");
-    for (size, after, messages) in [(300, 0, 60_000), (300, 20, 25_000), (100_000, 0, 6_000), (100_000, 20, 6_000)] {
+    println!(
+        "{:46} {:>9} {:>12} {:>9} {:>9} {:>10}",
+        "", "msg/s", "CPU us/msg", "p50 ms", "p99 ms", "peak MiB"
+    );
+    for (size, after, messages) in
+        [(300, 0, 60_000), (300, 20, 25_000), (100_000, 0, 6_000), (100_000, 20, 6_000)]
+    {
         let messages = messages / scale;
         let case = format!("{size} B, endpoint after {after} ms");
         if !case.contains(only) {
@@ -91,10 +109,16 @@ async fn compare(quick: bool, only: &str) {
         bare_one.print(&format!("{case}: bare, 1 thread"));
         relay.print(&format!("{case}: relay"));
         let ideal = IN_FLIGHT as f64 * 1000.0 / after as f64;
-        let of_ideal =
-            if after > 0 { format!("; {:.0} % of MAX_IN_FLIGHT / {after} ms", relay.rate / ideal * 100.0) } else { String::new() };
+        let of_ideal = if after > 0 {
+            format!("; {:.0} % of MAX_IN_FLIGHT / {after} ms", relay.rate / ideal * 100.0)
+        } else {
+            String::new()
+        };
         let (cpu, cpu_one) = (relay.cpu_us / bare.cpu_us, relay.cpu_us / bare_one.cpu_us);
-        println!("  relay / bare: throughput x {:.2}, CPU x {cpu:.2} (1 thread: x {cpu_one:.2}){of_ideal}\n", relay.rate / bare.rate);
+        println!(
+            "  relay / bare: throughput x {:.2}, CPU x {cpu:.2} (1 thread: x {cpu_one:.2}){of_ideal}\n",
+            relay.rate / bare.rate
+        );
     }
     if !only.is_empty() {
         return;
@@ -114,9 +138,14 @@ struct Figures {
 
 impl Figures {
     fn print(&self, name: &str) {
-        let latency = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"));
+        let latency = |value: Option<f64>| {
+            value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"))
+        };
         let (p50, p99) = (latency(self.latency.map(|l| l.0)), latency(self.latency.map(|l| l.1)));
-        println!("{name:46} {:9.0} {:12.1} {p50:>9} {p99:>9} {:10.1}", self.rate, self.cpu_us, self.peak_mib);
+        println!(
+            "{name:46} {:9.0} {:12.1} {p50:>9} {p99:>9} {:10.1}",
+            self.rate, self.cpu_us, self.peak_mib
+        );
     }
 }
 
@@ -127,8 +156,15 @@ fn median(runs: Vec<Figures>) -> Figures {
         values.sort_by(f64::total_cmp);
         values[values.len() / 2]
     };
-    let latency = runs[0].latency.map(|_| (of(&|run| run.latency.unwrap().0), of(&|run| run.latency.unwrap().1)));
-    Figures { rate: of(&|run| run.rate), cpu_us: of(&|run| run.cpu_us), latency, peak_mib: of(&|run| run.peak_mib) }
+    let latency = runs[0]
+        .latency
+        .map(|_| (of(&|run| run.latency.unwrap().0), of(&|run| run.latency.unwrap().1)));
+    Figures {
+        rate: of(&|run| run.rate),
+        cpu_us: of(&|run| run.cpu_us),
+        latency,
+        peak_mib: of(&|run| run.peak_mib),
+    }
 }
 
 // --- (a) the bare client ---------------------------------------------------------------------
@@ -139,7 +175,12 @@ fn bare_run(runtime: &str, after_ms: u64, size: usize, messages: usize) -> Figur
     let output = Command::new(std::env::current_exe().unwrap()).args(arguments).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let numbers: Vec<f64> = text.split_whitespace().map(|number| number.parse().unwrap()).collect();
-    Figures { rate: messages as f64 / numbers[0], cpu_us: numbers[1] / messages as f64, latency: None, peak_mib: numbers[2] }
+    Figures {
+        rate: messages as f64 / numbers[0],
+        cpu_us: numbers[1] / messages as f64,
+        latency: None,
+        peak_mib: numbers[2],
+    }
 }
 
 async fn bare(url: String, size: usize, messages: usize) {
@@ -152,7 +193,10 @@ async fn bare(url: String, size: usize, messages: usize) {
             let (client, url, body) = (client.clone(), url.clone(), body.clone());
             tokio::spawn(async move {
                 for _ in 0..count / IN_FLIGHT {
-                    let post = client.post(url.clone()).header("content-type", "application/json").body(body.clone());
+                    let post = client
+                        .post(url.clone())
+                        .header("content-type", "application/json")
+                        .body(body.clone());
                     post.send().await.unwrap().bytes().await.unwrap();
                 }
             })
@@ -164,7 +208,12 @@ async fn bare(url: String, size: usize, messages: usize) {
     post_all(IN_FLIGHT * 10).await;
     let (start, cpu) = (Instant::now(), cpu_us("self"));
     post_all(messages).await;
-    println!("{} {} {}", start.elapsed().as_secs_f64(), cpu_us("self") - cpu, memory_mib("self", "VmHWM"));
+    println!(
+        "{} {} {}",
+        start.elapsed().as_secs_f64(),
+        cpu_us("self") - cpu,
+        memory_mib("self", "VmHWM")
+    );
 }
 
 // --- (b) the relay ---------------------------------------------------------------------------
@@ -173,7 +222,13 @@ async fn relay_run(after_ms: u64, size: usize, messages: usize, log: &str) -> Fi
     relay_with(after_ms, size, messages, log, &[]).await
 }
 
-async fn relay_with(after_ms: u64, size: usize, messages: usize, log: &str, environment: &[(&str, String)]) -> Figures {
+async fn relay_with(
+    after_ms: u64,
+    size: usize,
+    messages: usize,
+    log: &str,
+    environment: &[(&str, String)],
+) -> Figures {
     relay_on(nats::NatsServer::start(), after_ms, size, messages, log, environment).await
 }
 
@@ -203,14 +258,22 @@ async fn relay_on(
 
 /// Publishes `messages`, [`SUBJECTS`] under way at once, and returns how long each took to come
 /// back as a relayed message.
-async fn send(client: &Client, relayed: &mut async_nats::Subscriber, size: usize, messages: usize) -> Vec<Duration> {
+async fn send(
+    client: &Client,
+    relayed: &mut async_nats::Subscriber,
+    size: usize,
+    messages: usize,
+) -> Vec<Duration> {
     let mut published = HashMap::with_capacity(SUBJECTS);
     let mut latencies = Vec::with_capacity(messages);
     let mut next = 0;
     while latencies.len() < messages {
         while next < messages && published.len() < SUBJECTS {
             published.insert(next, Instant::now());
-            client.publish(format!("cms.cache.article.{}", next % SUBJECTS), body(size, next)).await.unwrap();
+            client
+                .publish(format!("cms.cache.article.{}", next % SUBJECTS), body(size, next))
+                .await
+                .unwrap();
             next += 1;
         }
         let message = within("a relayed message", relayed.next()).await.unwrap();
@@ -226,7 +289,8 @@ async fn one_at_a_time(messages: usize) {
     let client = nats.client().await;
     provide_tls();
     let http = reqwest::Client::builder().no_proxy().build().unwrap();
-    let (mut from, mut to) = (client.subscribe("hand.from").await.unwrap(), client.subscribe("hand.to").await.unwrap());
+    let (mut from, mut to) =
+        (client.subscribe("hand.from").await.unwrap(), client.subscribe("hand.to").await.unwrap());
     let relay = Relay::start(&nats.url(), &url, "warn", &[]);
     let mut relayed = client.subscribe("relayed.cache.>").await.unwrap();
     let (mut by_hand, mut by_relay) = (Vec::new(), Vec::new());
@@ -253,7 +317,8 @@ async fn one_at_a_time(messages: usize) {
         by_relay.push(start.elapsed());
     }
     drop(relay);
-    let ((hand, hand99), (relay, relay99)) = (percentiles(&mut by_hand[100..]), percentiles(&mut by_relay[100..]));
+    let ((hand, hand99), (relay, relay99)) =
+        (percentiles(&mut by_hand[100..]), percentiles(&mut by_relay[100..]));
     println!(
         "\none message at a time, 300 B: publish + POST + publish by hand p50 {hand:.3} ms (p99 {hand99:.3}), relay p50 {relay:.3} ms (p99 {relay99:.3}): x {:.2}",
         relay / hand
@@ -262,7 +327,9 @@ async fn one_at_a_time(messages: usize) {
 
 async fn start_and_idle() {
     let nats = nats::NatsServer::start();
-    let mut ready: Vec<_> = (0..9).map(|_| Relay::start(&nats.url(), "http://127.0.0.1:9/", "info", &[]).ready_after).collect();
+    let mut ready: Vec<_> = (0..9)
+        .map(|_| Relay::start(&nats.url(), "http://127.0.0.1:9/", "info", &[]).ready_after)
+        .collect();
     let (p50, worst) = percentiles(&mut ready);
     let relay = Relay::start(&nats.url(), "http://127.0.0.1:9/", "info", &[]);
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -313,13 +380,16 @@ impl Relay {
         let mut command = Command::new(env!("CARGO_BIN_EXE_nats-webhook-relay"));
         command.env_clear().current_dir(folder.path()).stderr(Stdio::piped()).stdin(Stdio::null());
         command.env("NATS_HOST", nats).env("WEBHOOK_DESTINATION", destination);
-        command.env("NATS_SUBJECT_PREFIX", "cms.cache").env("NATS_RELAYED_SUBJECT_PREFIX", "relayed.cache");
+        command
+            .env("NATS_SUBJECT_PREFIX", "cms.cache")
+            .env("NATS_RELAYED_SUBJECT_PREFIX", "relayed.cache");
         command.envs(environment.iter().map(|(name, value)| (name, value)));
         command.env("RUST_LOG", format!("{log},nats_webhook_relay::command=info"));
         let start = Instant::now();
         let mut process = command.spawn().unwrap();
         let log = lines(process.stderr.take().unwrap());
-        let mut relay = Self { process: Process(process), ready_after: Duration::ZERO, log, _folder: folder };
+        let mut relay =
+            Self { process: Process(process), ready_after: Duration::ZERO, log, _folder: folder };
         relay.wait_for("ready");
         relay.ready_after = start.elapsed();
         relay
@@ -330,7 +400,10 @@ impl Relay {
     }
 
     fn wait_for(&self, text: &str) {
-        assert!(self.log.iter().any(|line| line.contains(text)), "the relay has ended before it logged '{text}'");
+        assert!(
+            self.log.iter().any(|line| line.contains(text)),
+            "the relay has ended before it logged '{text}'"
+        );
     }
 }
 
@@ -351,8 +424,11 @@ fn lines(log: ChildStderr) -> mpsc::Receiver<String> {
 }
 
 fn start_endpoint(after_ms: u64) -> (Process, String) {
-    let mut process =
-        Command::new(std::env::current_exe().unwrap()).args(["endpoint", &after_ms.to_string()]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut process = Command::new(std::env::current_exe().unwrap())
+        .args(["endpoint", &after_ms.to_string()])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut url = String::new();
     BufReader::new(process.stdout.take().unwrap()).read_line(&mut url).unwrap();
     (Process(process), url.trim().to_owned())
@@ -368,7 +444,12 @@ async fn endpoint(after_ms: u64) {
         }
     });
     let router = router.layer(axum::extract::DefaultBodyLimit::disable());
-    axum::serve(axum::serve::ListenerExt::tap_io(listener, |stream| stream.set_nodelay(true).unwrap()), router).await.unwrap();
+    axum::serve(
+        axum::serve::ListenerExt::tap_io(listener, |stream| stream.set_nodelay(true).unwrap()),
+        router,
+    )
+    .await
+    .unwrap();
 }
 
 fn provide_tls() {
@@ -377,7 +458,10 @@ fn provide_tls() {
 
 /// An event of a CMS, with its number as its id.
 fn body(size: usize, number: usize) -> tokio_util::bytes::Bytes {
-    let mut body = format!(r#"{{"id":"{number:010}","entity":"article","tenant":"acme","path":"/blog/hello","text":""#).into_bytes();
+    let mut body = format!(
+        r#"{{"id":"{number:010}","entity":"article","tenant":"acme","path":"/blog/hello","text":""#
+    )
+    .into_bytes();
     body.resize(size - 2, b'x');
     body.extend(b"\"}");
     body.into()

@@ -36,7 +36,8 @@ impl Drop for Process {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
-    let folder = std::env::temp_dir().join(format!("nats-webhook-relay-demo-{}", std::process::id()));
+    let folder =
+        std::env::temp_dir().join(format!("nats-webhook-relay-demo-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
     let result = demonstrate(&folder).await;
     let _ = std::fs::remove_dir_all(&folder);
@@ -59,27 +60,34 @@ async fn demonstrate(folder: &Path) -> anyhow::Result<()> {
     let (relay, ready) = start_relay(folder, &nats, &webhook)?;
     tokio::time::timeout(LIMIT, ready).await?.context("the relay has ended")?;
 
-    for (subject, event) in
-        [("cms.cache.article.42", r#"{"entity":"article","id":42}"#), ("cms.cache.page.home", r#"{"entity":"page","id":"home"}"#)]
-    {
+    for (subject, event) in [
+        ("cms.cache.article.42", r#"{"entity":"article","id":42}"#),
+        ("cms.cache.page.home", r#"{"entity":"page","id":"home"}"#),
+    ] {
         println!();
         FRESH.store(false, Ordering::SeqCst);
         say("backend", &format!("publishes {subject} {event}"));
         client.publish(subject, event.into()).await?;
-        let relayed = tokio::time::timeout(LIMIT, browser.next()).await.context("nothing was relayed")?.context("no subscription")?;
+        let relayed = tokio::time::timeout(LIMIT, browser.next())
+            .await
+            .context("nothing was relayed")?
+            .context("no subscription")?;
         ensure!(FRESH.load(Ordering::SeqCst), "the browser was told before the frontend was fresh");
         say("browser", &format!("receives {} and refreshes: the data is fresh", relayed.subject));
     }
     println!();
     stop(relay)?;
-    println!("\nBoth times the browser was told after the frontend was fresh, also when the first call had failed.");
+    println!(
+        "\nBoth times the browser was told after the frontend was fresh, also when the first call had failed."
+    );
     println!("Next: README.md, or `cargo run -- --help`");
     Ok(())
 }
 
 /// The frontend's webhook: invalidating takes a while, and the third call fails.
 async fn invalidate(headers: HeaderMap, event: String) -> StatusCode {
-    let subject = headers.get("nats-subject").and_then(|subject| subject.to_str().ok()).unwrap_or_default();
+    let subject =
+        headers.get("nats-subject").and_then(|subject| subject.to_str().ok()).unwrap_or_default();
     say("frontend", &format!("is called for {subject} with {event}"));
     if CALLS.fetch_add(1, Ordering::SeqCst) == 1 {
         say("frontend", "answers 503: it is being deployed");
@@ -100,7 +108,10 @@ async fn start_nats(folder: &Path) -> anyhow::Result<(Process, String)> {
     let deadline = Instant::now() + LIMIT;
     while Instant::now() < deadline {
         let text = std::fs::read_to_string(&log).unwrap_or_default();
-        let address = text.split("Listening for client connections on ").nth(1).and_then(|rest| rest.lines().next().map(str::to_owned));
+        let address = text
+            .split("Listening for client connections on ")
+            .nth(1)
+            .and_then(|rest| rest.lines().next().map(str::to_owned));
         if let Some(address) = address.filter(|_| text.contains("Server is ready")) {
             return Ok((process, format!("nats://{address}")));
         }
@@ -109,12 +120,22 @@ async fn start_nats(folder: &Path) -> anyhow::Result<(Process, String)> {
     anyhow::bail!("nats-server did not start")
 }
 
-fn start_relay(folder: &Path, nats: &str, webhook: &str) -> anyhow::Result<(Process, oneshot::Receiver<()>)> {
+fn start_relay(
+    folder: &Path,
+    nats: &str,
+    webhook: &str,
+) -> anyhow::Result<(Process, oneshot::Receiver<()>)> {
     let executable = std::env::current_exe()?.with_file_name("../nats-webhook-relay");
     let mut command = Command::new(executable);
     command.env_clear().current_dir(folder).stdin(Stdio::null()).stderr(Stdio::piped());
-    command.env("NATS_HOST", nats).env("WEBHOOK_DESTINATION", webhook).env("LOG_FORMAT", "pretty").env("RUST_LOG", "info");
-    command.env("NATS_SUBJECT_PREFIX", "cms.cache").env("NATS_RELAYED_SUBJECT_PREFIX", "relayed.cache");
+    command
+        .env("NATS_HOST", nats)
+        .env("WEBHOOK_DESTINATION", webhook)
+        .env("LOG_FORMAT", "pretty")
+        .env("RUST_LOG", "info");
+    command
+        .env("NATS_SUBJECT_PREFIX", "cms.cache")
+        .env("NATS_RELAYED_SUBJECT_PREFIX", "relayed.cache");
     let mut process = Process(command.spawn().context("cannot start the relay")?);
     let log = process.0.stderr.take().context("the relay has no log")?;
     let (sender, ready) = oneshot::channel();

@@ -14,17 +14,22 @@ use std::sync::Arc;
 
 /// What one side of a TLS connection brings along.
 #[derive(Clone, Default)]
-pub struct Certificates {
+pub(crate) struct Certificates {
     /// Authorities to trust beside the system's.
-    pub authorities: Vec<CertificateDer<'static>>,
+    pub(crate) authorities: Vec<CertificateDer<'static>>,
     /// What to show to a server that asks who calls.
-    pub identity: Option<Arc<CertifiedKey>>,
+    pub(crate) identity: Option<Arc<CertifiedKey>>,
 }
 
 impl fmt::Debug for Certificates {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { authorities, identity } = self;
-        write!(f, "Certificates({} authorities, {})", authorities.len(), if identity.is_some() { "an identity" } else { "no identity" })
+        write!(
+            f,
+            "Certificates({} authorities, {})",
+            authorities.len(),
+            if identity.is_some() { "an identity" } else { "no identity" }
+        )
     }
 }
 
@@ -32,13 +37,13 @@ impl fmt::Debug for Certificates {
 ///
 /// # Errors
 /// Why they can not be used.
-pub fn authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+pub(crate) fn authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let certificates = certificates(path)?;
     let mut store = RootCertStore::empty();
     for (index, certificate) in certificates.iter().enumerate() {
-        store
-            .add(certificate.clone())
-            .map_err(|error| format!("certificate {} in {} can not be used: {error}", index + 1, path.display()))?;
+        store.add(certificate.clone()).map_err(|error| {
+            format!("certificate {} in {} can not be used: {error}", index + 1, path.display())
+        })?;
     }
     Ok(certificates)
 }
@@ -47,15 +52,16 @@ pub fn authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> 
 ///
 /// # Errors
 /// Why they can not be used.
-pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let text = std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let text =
+        std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
     let path = path.display();
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
     match certificates {
         Err(_) => Err(format!("{path} is not PEM: a certificate in it is cut off or damaged")),
-        Ok(certificates) if certificates.is_empty() => {
-            Err(format!("{path} has no certificate; expected PEM, which begins with -----BEGIN CERTIFICATE-----"))
-        }
+        Ok(certificates) if certificates.is_empty() => Err(format!(
+            "{path} has no certificate; expected PEM, which begins with -----BEGIN CERTIFICATE-----"
+        )),
         Ok(certificates) => Ok(certificates),
     }
 }
@@ -64,8 +70,9 @@ pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String>
 ///
 /// # Errors
 /// Why it can not be used.
-pub fn key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
-    let text = std::fs::read(path).map_err(|error| format!("cannot read the file that it names: {error}"))?;
+pub(crate) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
+    let text = std::fs::read(path)
+        .map_err(|error| format!("cannot read the file that it names: {error}"))?;
     PrivateKeyDer::from_pem_slice(&text).map_err(|error| match error {
         pem::Error::NoItemsFound if String::from_utf8_lossy(&text).contains("ENCRYPTED PRIVATE KEY") => {
             "the private key is encrypted; expected one without a password".to_owned()
@@ -79,7 +86,10 @@ pub fn key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
 ///
 /// # Errors
 /// Why they do not go together.
-pub fn identity(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Arc<CertifiedKey>, String> {
+pub(crate) fn identity(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<Arc<CertifiedKey>, String> {
     match CertifiedKey::from_der(chain, key, &ring::default_provider()) {
         Ok(identity) => Ok(Arc::new(identity)),
         Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => {
@@ -117,11 +127,17 @@ mod tests {
     fn a_file_has_one_or_several_certificates_and_may_have_other_things() {
         let files = Files::new();
         let (one, two) = (self_signed(), self_signed());
-        let path = files.file(format!("# a comment\n{}{}{}", one.cert.pem(), one.signing_key.serialize_pem(), two.cert.pem()));
+        let path = files.file(format!(
+            "# a comment\n{}{}{}",
+            one.cert.pem(),
+            one.signing_key.serialize_pem(),
+            two.cert.pem()
+        ));
         assert_eq!(authorities(&path).unwrap(), [one.cert.der().clone(), two.cert.der().clone()]);
         let identity = identity(certificates(&path).unwrap(), key(&path).unwrap()).unwrap();
         assert_eq!(identity.cert.len(), 2);
-        let shown = format!("{:?}", Certificates { authorities: Vec::new(), identity: Some(identity) });
+        let shown =
+            format!("{:?}", Certificates { authorities: Vec::new(), identity: Some(identity) });
         assert_eq!(shown, "Certificates(0 authorities, an identity)");
     }
 
@@ -136,10 +152,16 @@ mod tests {
             (private.clone(), "has no certificate"),
             (cut(&certificate), "not PEM"),
             (certificate.replace('M', "?"), "not PEM"),
-            ("-----BEGIN CERTIFICATE-----\naHVudGVyMg==\n-----END CERTIFICATE-----\n".to_owned(), "certificate 1 in"),
+            (
+                "-----BEGIN CERTIFICATE-----\naHVudGVyMg==\n-----END CERTIFICATE-----\n".to_owned(),
+                "certificate 1 in",
+            ),
         ] {
             let error = authorities(&files.file(&text)).unwrap_err();
-            assert!(error.contains(expected) && !error.contains('\n') && !error.contains("hunter2"), "{error}");
+            assert!(
+                error.contains(expected) && !error.contains('\n') && !error.contains("hunter2"),
+                "{error}"
+            );
         }
         for (text, expected) in [
             (certificate.clone(), "has no private key"),
@@ -150,12 +172,23 @@ mod tests {
             assert!(error.contains(expected) && !error.contains('\n'), "{error}");
         }
         let none = Path::new("/none/here");
-        for (error, file) in [(authorities(none).unwrap_err(), "/none/here"), (key(none).unwrap_err(), "the file that it names")] {
+        for (error, file) in [
+            (authorities(none).unwrap_err(), "/none/here"),
+            (key(none).unwrap_err(), "the file that it names"),
+        ] {
             assert!(error.starts_with(&format!("cannot read {file}: No such file")), "{error}");
         }
-        let der = |certified: &rcgen::CertifiedKey<rcgen::KeyPair>| PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
+        let der = |certified: &rcgen::CertifiedKey<rcgen::KeyPair>| {
+            PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap()
+        };
         let error = identity(vec![one.cert.der().clone()], der(&two)).unwrap_err();
         assert_eq!(error, "the private key is not that of the first certificate");
-        assert!(identity(vec![one.cert.der().clone()], PrivateKeyDer::Pkcs8(b"hunter2".to_vec().into())).is_err());
+        assert!(
+            identity(
+                vec![one.cert.der().clone()],
+                PrivateKeyDer::Pkcs8(b"hunter2".to_vec().into())
+            )
+            .is_err()
+        );
     }
 }

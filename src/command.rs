@@ -1,26 +1,22 @@
 //! The command line: a table of contents of what the program does from start to exit.
 
+mod check;
+mod plugin;
+mod setup;
+
+use crate::command::plugin as kit;
+use crate::config::environment::Environment;
 use crate::config::{self, Config, EX_USAGE, Mistakes};
-use crate::destination::Destination;
-use crate::environment::Environment;
-use crate::jetstream::Api;
-use crate::jetstream::capture::Capture;
-use crate::jetstream::consumer::Consumer;
-use crate::link::Link;
-use crate::log::say;
-use crate::metrics::Metrics;
 use crate::nats;
-use crate::plugin::{Plugins, kit};
-use crate::publisher::Publisher;
+use crate::observe::log;
+use crate::observe::metrics::Metrics;
+use crate::observe::monitor::{self, Readiness};
+use crate::observe::supervisor::{self, Phase};
+use crate::plugin::Plugins;
 use crate::relay::Relay;
-use crate::serve::{self, Readiness};
+use crate::relay::intake;
 use crate::source::Source;
-use crate::subject::Prefix;
-use crate::subscription::Subscription;
-use crate::supervisor::{self, Phase};
 use crate::webhook::Webhook;
-use crate::{intake, log};
-use anyhow::bail;
 use clap::Command;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::ffi::OsString;
@@ -71,7 +67,7 @@ fn execute(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let _ = async_nats::rustls::crypto::ring::default_provider().install_default();
     let result = runtime.block_on(async {
         match matches.subcommand_name() {
-            Some("check") => check(&config).await,
+            Some("check") => check::check(&config).await,
             _ => run(&config).await,
         }
     });
@@ -80,7 +76,10 @@ fn execute(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if matches.subcommand_name() == Some("check") => {
-            log::complain(format_args!("nats-webhook-relay: {}", log::shown(&format!("{error:#}"))));
+            log::complain(format_args!(
+                "nats-webhook-relay: {}",
+                log::shown(&format!("{error:#}"))
+            ));
             ExitCode::FAILURE
         }
         Err(error) => {
@@ -127,20 +126,21 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     let readiness = Readiness::default();
     info!(
         version = env!("CARGO_PKG_VERSION"),
-        from = config.listen.wildcard(),
+        from = config.relay.listen.wildcard(),
         to = destinations(config),
-        relayed = config.relayed.wildcard(),
+        relayed = config.relay.relayed.wildcard(),
         "starting"
     );
     if let Some(context) = &config.nats.context {
         info!(context, "the connection is that of a context of the nats command line");
     }
     if let Some(address) = config.http_listen {
-        serve::start(address, metrics.clone(), readiness.clone()).await?;
+        monitor::start(address, metrics.clone(), readiness.clone()).await?;
     }
     let webhook = Webhook::new(&config.webhook, &metrics)?;
     // From the start on, or a reload that comes early would end the relay.
-    let hangup = (!config.plugins.paths.is_empty()).then(|| signal(SignalKind::hangup())).transpose()?;
+    let hangup =
+        (!config.plugins.paths.is_empty()).then(|| signal(SignalKind::hangup())).transpose()?;
     let plugins = tokio::select! {
         plugins = Plugins::load(&config.plugins, &metrics) => plugins?.map(Arc::new),
         () = &mut stop => {
@@ -154,8 +154,10 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     }
     let connected = async {
         let link = nats::connect(&config.nats, &metrics).await?;
-        let publisher = publisher(config, &link, &metrics).await?;
-        let source = Source::open(config, &link, &publisher, &metrics).await?;
+        let publisher = setup::publisher(config, &link, &metrics).await?;
+        let source =
+            Source::open(&config.source, &config.relay.relayed, &link, &publisher, &metrics)
+                .await?;
         anyhow::Ok((link, publisher, source))
     };
     let (link, publisher, source) = tokio::select! {
@@ -167,11 +169,23 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     };
     let subscribed = link.clone();
     let _ = readiness.set(Box::new(move || subscribed.is_subscribed()));
-    info!(from = config.listen.wildcard(), server = link.client().await.1.server_info().version, "ready");
+    info!(
+        from = config.relay.listen.wildcard(),
+        server = link.client().await.1.server_info().version,
+        "ready"
+    );
     supervisor::tell(Phase::Ready);
 
-    let relay = Arc::new(Relay::new(config, plugins.clone(), webhook, publisher, &link, source.held(), &metrics));
-    let result = intake::run(config, source, &relay, &metrics, stop).await;
+    let relay = Arc::new(Relay::new(
+        &config.relay,
+        plugins.clone(),
+        webhook,
+        publisher,
+        &link,
+        source.held(),
+        &metrics,
+    ));
+    let result = intake::run(&config.relay, &config.source, source, &relay, &metrics, stop).await;
     if let Some(plugins) = plugins {
         plugins.close().await;
     }
@@ -186,59 +200,6 @@ fn raise_file_limit() {
         // macOS takes no more than this (OPEN_MAX), whatever the hard limit says.
         let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(10_240), ..limit });
     }
-}
-
-/// A publisher whose user may do what relaying needs.
-async fn publisher(config: &Config, link: &Link, metrics: &Metrics) -> anyhow::Result<Publisher> {
-    let prefixes = [Some(&config.relayed), config.failed.as_ref()].into_iter().flatten();
-    let capture = config.nats.stream.as_ref().map(|stream| {
-        let published = prefixes.clone().map(Prefix::wildcard).collect();
-        Capture::new(Api::of_account(stream, link), published)
-    });
-    let publisher = Publisher::open(link.clone(), capture, metrics).await?;
-    for prefix in prefixes {
-        if !publisher.may_publish(prefix.subject("nats-webhook-relay-permission-check")).await {
-            bail!("the NATS user may not publish on {}: grant it to the user", prefix.wildcard());
-        }
-    }
-    Ok(publisher)
-}
-
-/// Tries everything that can be tried without relaying anything.
-async fn check(config: &Config) -> anyhow::Result<()> {
-    let metrics = Metrics::default();
-    Webhook::new(&config.webhook, &metrics)?;
-    for plugin in Plugins::load(&config.plugins, &metrics).await?.iter().flat_map(Plugins::describe) {
-        say(format_args!("runs          plugin {plugin}"))?;
-    }
-    let link = nats::connect_or_fail(&config.nats, &metrics).await?;
-    if let Some(context) = &config.nats.context {
-        say(format_args!("uses          {context}"))?;
-    }
-    say(format_args!("connected to  nats-server {}", link.client().await.1.server_info().version))?;
-    let publisher = publisher(config, &link, &metrics).await?;
-    if let Some(stream) = &config.nats.stream {
-        let consumer = Consumer::new(Api::of_stream(stream, &link), stream, &config.listen, config.pending.messages);
-        let found = consumer.check().await?;
-        consumer.may_be_used(&publisher).await?;
-        say(format_args!("reads from    {} (stream {}, consumer {} {found})", config.listen.wildcard(), stream.name, stream.consumer))?;
-    } else {
-        // Outside of the queue group: a message given to this process would reach nobody.
-        let alone = config::Nats { queue_group: None, ..config.nats.clone() };
-        Subscription::open(&alone, &config.listen, &link, &publisher).await?;
-        let group = config.nats.queue_group.as_ref().map(|group| format!(" (queue group {group})"));
-        say(format_args!("listens on    {}{}", config.listen.wildcard(), group.unwrap_or_default()))?;
-    }
-    for destination in &config.webhook.destinations {
-        say(format_args!("calls         {destination}"))?;
-    }
-    say(format_args!("republishes   {}", config.relayed.wildcard()))?;
-    match &config.failed {
-        Some(failed) => say(format_args!("on failure    {}", failed.wildcard()))?,
-        None => say(format_args!("on failure    logs an error (NATS_FAILED_SUBJECT_PREFIX is not set)"))?,
-    }
-    say(format_args!("\nfor example   {}\n          ->  {}", config.listen.subject("article.42"), config.relayed.subject("article.42")))?;
-    Ok(())
 }
 
 /// Loads plugins again on SIGHUP and, with `PLUGIN_WATCH`, when their files have changed.
@@ -262,7 +223,13 @@ async fn reload(plugins: Arc<Plugins>, mut hangup: Signal) {
 }
 
 fn destinations(config: &Config) -> String {
-    config.webhook.destinations.iter().map(Destination::to_string).collect::<Vec<_>>().join(" ")
+    config
+        .webhook
+        .destinations
+        .iter()
+        .map(|(destination, _)| destination.to_string())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// Resolves at the first SIGTERM or SIGINT. The second one ends the process at once.

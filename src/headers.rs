@@ -55,12 +55,26 @@ const FRAMING: [&str; 11] = [
 ];
 
 /// What else a publisher may not decide, because it speaks for the relay or its operator.
-const DENIED: [&str; 6] = ["accept-encoding", "authorization", "cookie", "proxy-authenticate", "proxy-authorization", "user-agent"];
+const DENIED: [&str; 6] = [
+    "accept-encoding",
+    "authorization",
+    "cookie",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "user-agent",
+];
 const DENIED_PREFIXES: [&str; 3] = ["nats-", "relay-", "webhook-"];
 
 /// By these a reverse proxy says where a call came from (RFC 7239 and what was there before it), what its method and path
 /// were, and Next.js that its middleware has run. Frontends believe them, and take ours for a proxy's.
-const PROXY: [&str; 6] = ["forwarded", "x-http-method", "x-http-method-override", "x-method-override", "x-real-ip", "x-rewrite-url"];
+const PROXY: [&str; 6] = [
+    "forwarded",
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+    "x-real-ip",
+    "x-rewrite-url",
+];
 const PROXY_PREFIXES: [&str; 3] = ["x-forwarded-", "x-middleware-", "x-original-"];
 
 /// What a server may make of a name before its application sees it: CGI, WSGI and PHP know no
@@ -83,7 +97,9 @@ pub fn is_framing(name: &HeaderName) -> bool {
 #[must_use]
 pub fn is_ours(name: &HeaderName) -> bool {
     let folded = folded(name);
-    [NATS_SUBJECT, WEBHOOK_ID, WEBHOOK_TIMESTAMP, WEBHOOK_SIGNATURE].iter().any(|ours| ours.as_str() == folded)
+    [NATS_SUBJECT, WEBHOOK_ID, WEBHOOK_TIMESTAMP, WEBHOOK_SIGNATURE]
+        .iter()
+        .any(|ours| ours.as_str() == folded)
 }
 
 /// Whether a publisher may not decide `name`.
@@ -114,7 +130,7 @@ pub fn to_http(message: &nats::HeaderMap) -> (HeaderMap, u64) {
         }
         for value in values {
             match HeaderValue::from_bytes(value.as_str().as_bytes()) {
-                Ok(value) if headers.len() < MAX_HEADERS => drop(headers.append(name.clone(), value)),
+                Ok(value) if headers.len() < MAX_HEADERS => _ = headers.append(name.clone(), value),
                 _ => illegal += 1,
             }
         }
@@ -129,10 +145,13 @@ pub fn to_http(message: &nats::HeaderMap) -> (HeaderMap, u64) {
 /// A text as a header's value: what HTTP does not allow in one is percent-encoded.
 #[must_use]
 pub fn value(text: &str) -> HeaderValue {
-    HeaderValue::from_str(text).or_else(|_| HeaderValue::from_bytes(text.as_bytes())).unwrap_or_else(|_| {
-        let encoded = percent_encoding::utf8_percent_encode(text, percent_encoding::CONTROLS).to_string();
-        HeaderValue::from_str(&encoded).unwrap_or(HeaderValue::from_static(""))
-    })
+    HeaderValue::from_str(text)
+        .or_else(|_| HeaderValue::from_bytes(text.as_bytes()))
+        .unwrap_or_else(|_| {
+            let encoded =
+                percent_encoding::utf8_percent_encode(text, percent_encoding::CONTROLS).to_string();
+            HeaderValue::from_str(&encoded).unwrap_or(HeaderValue::from_static(""))
+        })
 }
 
 /// The headers of a copy of the message: its own without those that a NATS server would obey,
@@ -185,7 +204,12 @@ mod tests {
 
     #[test]
     fn repeated_headers_and_any_legal_value_travel() {
-        let (http, illegal) = to_http(&message(&[("X-A", "1"), ("X-A", "2"), ("X-B", "größe"), ("Content-Type", "text/plain")]));
+        let (http, illegal) = to_http(&message(&[
+            ("X-A", "1"),
+            ("X-A", "2"),
+            ("X-B", "größe"),
+            ("Content-Type", "text/plain"),
+        ]));
         assert_eq!(illegal, 0);
         assert_eq!(http.get_all("x-a").iter().collect::<Vec<_>>(), ["1", "2"]);
         assert_eq!(http["x-b"].as_bytes(), "größe".as_bytes());
@@ -265,7 +289,9 @@ mod tests {
     #[test]
     fn neither_operator_nor_plugin_can_set_what_a_server_takes_for_the_relays_own() {
         let name = |name: &str| HeaderName::from_bytes(name.as_bytes()).unwrap();
-        for ours in ["webhook-id", "Webhook_Id", "webhook.signature", "webhook!timestamp", "nats_subject"] {
+        for ours in
+            ["webhook-id", "Webhook_Id", "webhook.signature", "webhook!timestamp", "nats_subject"]
+        {
             assert!(is_ours(&name(ours)) && !is_framing(&name(ours)), "{ours}");
         }
         for framing in ["Host", "content_length", "Transfer.Encoding"] {
@@ -320,7 +346,10 @@ mod tests {
             ("relay-ERROR", "forged"),
         ]));
         assert_eq!(copy.len(), 3, "{copy:?}");
-        assert_eq!(copy.get_all("X-Case").map(|value| value.as_str()).collect::<Vec<_>>(), ["1", "2"]);
+        assert_eq!(
+            copy.get_all("X-Case").map(|value| value.as_str()).collect::<Vec<_>>(),
+            ["1", "2"]
+        );
         assert_eq!(copy.get("a/b").unwrap().as_str(), "3");
     }
 

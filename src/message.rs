@@ -19,14 +19,14 @@ pub struct Message {
     /// Its identity at the webhook and on the relayed message.
     pub id: Id,
     /// What has become of it, once that is known: counted and logged once, and not changed.
-    pub end: OnceLock<End>,
+    pub(crate) end: OnceLock<End>,
     /// Where it is kept; `None` where it is nowhere but here.
-    pub stored: Option<Stored>,
+    pub(crate) stored: Option<Stored>,
 }
 
 /// What can become of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
+pub(crate) enum End {
     /// It was republished, and that was confirmed.
     Relayed,
     /// A plugin has decided that it is not relayed.
@@ -39,27 +39,33 @@ pub enum End {
 
 /// A message's place in a stream.
 #[derive(Debug, Clone)]
-pub struct Stored {
+pub(crate) struct Stored {
     /// Its sequence.
-    pub sequence: u64,
+    pub(crate) sequence: u64,
     /// When it was stored, in nanoseconds since 1970. A stream that takes the place of another
     /// one counts from 1 again, at another time.
-    pub time_ns: i128,
+    pub(crate) time_ns: i128,
     /// Whether it is still to be worked on.
-    pub hold: Arc<Hold>,
+    pub(crate) hold: Arc<Hold>,
     /// Why its headers could not be read, and are missing.
-    pub unreadable: Option<&'static str>,
+    pub(crate) unreadable: Option<&'static str>,
 }
 
 impl Message {
+    /// A message that is kept nowhere but here.
+    #[must_use]
+    pub fn new(subject: &str, headers: HeaderMap, payload: Bytes, id: Id) -> Self {
+        Self { subject: subject.into(), headers, payload, id, end: OnceLock::new(), stored: None }
+    }
+
     /// Whether it is to be worked on: always, where it is not stored.
     #[must_use]
-    pub fn fate(&self) -> Fate {
+    pub(crate) fn fate(&self) -> Fate {
         self.stored.as_ref().map_or(Fate::Ours, |stored| stored.hold.fate())
     }
 
     /// Returns when it is no more to be worked on.
-    pub async fn not_ours(&self) {
+    pub(crate) async fn not_ours(&self) {
         match &self.stored {
             Some(stored) => stored.hold.not_ours().await,
             None => std::future::pending().await,
@@ -67,7 +73,7 @@ impl Message {
     }
 
     /// Returns when another process is to relay it.
-    pub async fn given_up(&self) {
+    pub(crate) async fn given_up(&self) {
         self.not_ours().await;
         if self.fate() != Fate::GivenUp {
             // That it has gone from the stream is no reason not to say what became of it.
@@ -78,14 +84,14 @@ impl Message {
     /// Takes the payload out of the connection's read buffer. A slice would keep all of the
     /// buffer alive, and what waits would occupy several times its size.
     #[must_use]
-    pub fn detached(mut self) -> Self {
+    pub(crate) fn detached(mut self) -> Self {
         self.payload = Bytes::copy_from_slice(&self.payload);
         self
     }
 
     /// The bytes that it occupies while it waits.
     #[must_use]
-    pub fn size(&self) -> usize {
+    pub(crate) fn size(&self) -> usize {
         self.subject.len() + crate::headers::wire_size(&self.headers) + self.payload.len()
     }
 }
@@ -93,7 +99,7 @@ impl Message {
 /// What is to become of a stored message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Fate {
+pub(crate) enum Fate {
     /// It is to be relayed.
     Ours,
     /// The stream no longer keeps it.
@@ -104,7 +110,7 @@ pub enum Fate {
 
 /// A message's fate, and whoever waits for it to change.
 #[derive(Debug, Default)]
-pub struct Hold {
+pub(crate) struct Hold {
     fate: AtomicU8,
     changed: Notify,
 }
@@ -112,7 +118,7 @@ pub struct Hold {
 impl Hold {
     /// What is to become of the message.
     #[must_use]
-    pub fn fate(&self) -> Fate {
+    pub(crate) fn fate(&self) -> Fate {
         match self.fate.load(Ordering::Acquire) {
             0 => Fate::Ours,
             1 => Fate::Gone,
@@ -121,7 +127,7 @@ impl Hold {
     }
 
     /// Changes it.
-    pub fn end(&self, fate: Fate) {
+    pub(crate) fn end(&self, fate: Fate) {
         self.fate.store(fate as u8, Ordering::Release);
         self.changed.notify_waiters();
     }
@@ -163,21 +169,22 @@ impl Id {
     pub fn unique() -> Self {
         static PROCESS: OnceLock<String> = OnceLock::new();
         static COUNT: AtomicU64 = AtomicU64::new(0);
-        let process = PROCESS.get_or_init(|| std::iter::repeat_with(fastrand::alphanumeric).take(16).collect());
+        let process = PROCESS
+            .get_or_init(|| std::iter::repeat_with(fastrand::alphanumeric).take(16).collect());
         Self(format!("msg_{process}{:06x}", COUNT.fetch_add(1, Ordering::Relaxed)))
     }
 
     /// The identity of a message in a stream for one `relay` (see [`relay_of`]): the same each time
     /// that it is delivered, and another one in a stream that has taken the name of one that was removed.
     #[must_use]
-    pub fn stored(stream: &str, sequence: u64, stored_ns: i128, relay: &str) -> Self {
+    pub(crate) fn stored(stream: &str, sequence: u64, stored_ns: i128, relay: &str) -> Self {
         Self(format!("msg_{stream}_{sequence}_{stored_ns:x}_{relay}"))
     }
 
     /// The identity of the message as it is relayed with another `tail` than its own: a stream that
     /// has it under one subject must not take it for a repetition under another.
     #[must_use]
-    pub fn relayed_as(&self, tail: &str) -> String {
+    pub(crate) fn relayed_as(&self, tail: &str) -> String {
         format!("{}_{}", self.0, digest(&[tail]))
     }
 
@@ -191,7 +198,7 @@ impl Id {
 /// What tells the relays of one stream apart, wherever their messages meet again: the consumer
 /// that they read from and the prefix that they relay to. Replicas have both in common.
 #[must_use]
-pub fn relay_of(consumer: &str, relayed: &str) -> String {
+pub(crate) fn relay_of(consumer: &str, relayed: &str) -> String {
     digest(&[consumer, relayed])
 }
 

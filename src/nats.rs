@@ -1,16 +1,22 @@
 //! From configuration to a connection.
 
-pub mod failure;
-pub mod jwt;
-pub mod login;
-pub mod tls;
+pub(crate) mod answers;
+pub(crate) mod capture;
+pub(crate) mod failure;
+pub(crate) mod jetstream;
+pub(crate) mod jwt;
+pub(crate) mod link;
+pub(crate) mod login;
+pub(crate) mod publisher;
+pub(crate) mod settings;
+pub(crate) mod tls;
 
-use crate::config;
-use crate::link::{Link, REMIND};
-use crate::metrics::Metrics;
+use crate::nats::failure::{Failure, has_expired, in_words};
+use crate::nats::link::{Link, REMIND};
+use crate::nats::settings::Settings;
+use crate::observe::metrics::Metrics;
 use anyhow::{anyhow, bail};
 use async_nats::{AuthError, Client, ClientError, ConnectOptions, Event, Server};
-use failure::{Failure, has_expired, in_words, shown};
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{error, warn};
@@ -24,9 +30,9 @@ const PING: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// When waiting would not help: wrong credentials, or TLS that can not be set up.
-pub async fn connect(config: &config::Nats, metrics: &Metrics) -> anyhow::Result<Link> {
-    let link = Link::new(shown(config), metrics);
-    let client = wait_for_client(config, &link).await?;
+pub(crate) async fn connect(settings: &Settings, metrics: &Metrics) -> anyhow::Result<Link> {
+    let link = Link::new(settings, metrics);
+    let client = wait_for_client(&link).await?;
     link.replace(client);
     Ok(link)
 }
@@ -35,16 +41,18 @@ pub async fn connect(config: &config::Nats, metrics: &Metrics) -> anyhow::Result
 ///
 /// # Errors
 /// When waiting would not help: wrong credentials, or TLS that can not be set up.
-pub async fn wait_for_client(config: &config::Nats, link: &Link) -> anyhow::Result<Client> {
+pub(crate) async fn wait_for_client(link: &Link) -> anyhow::Result<Client> {
     let mut said: Option<(String, Instant)> = None;
     let mut wait = Duration::from_millis(100);
     loop {
-        let reason = match connect_once(config, link).await {
+        let reason = match connect_once(link).await {
             Ok(client) => return Ok(client),
             Err(failure) if failure.is_final => bail!(failure.reason),
             Err(failure) => failure.reason,
         };
-        let due = said.as_ref().is_none_or(|(text, at)| at.elapsed() >= if *text == reason { REMIND } else { OTHER_REASON });
+        let due = said.as_ref().is_none_or(|(text, at)| {
+            at.elapsed() >= if *text == reason { REMIND } else { OTHER_REASON }
+        });
         if due {
             warn!(reason, "waiting for NATS");
             said = Some((reason, Instant::now()));
@@ -59,27 +67,38 @@ pub async fn wait_for_client(config: &config::Nats, link: &Link) -> anyhow::Resu
 ///
 /// # Errors
 /// As [`wait_for_client`].
-pub async fn new_client(config: &config::Nats, link: &Link) -> anyhow::Result<Client> {
-    error!("the NATS client has failed, perhaps over a message that it cannot parse; connecting anew");
+pub(crate) async fn new_client(link: &Link) -> anyhow::Result<Client> {
+    error!(
+        "the NATS client has failed, perhaps over a message that it cannot parse; connecting anew"
+    );
     link.client_ended();
-    wait_for_client(config, link).await.inspect_err(|error| error!(%error, "cannot connect anew"))
+    wait_for_client(link).await.inspect_err(|error| error!(%error, "cannot connect anew"))
 }
 
 /// Connects, or says in words why not.
 ///
 /// # Errors
 /// After one try of each server.
-pub async fn connect_or_fail(config: &config::Nats, metrics: &Metrics) -> anyhow::Result<Link> {
-    let link = Link::new(shown(config), metrics);
-    let client = connect_once(config, &link).await.map_err(|failure| anyhow!(failure.reason))?;
+pub(crate) async fn connect_or_fail(
+    settings: &Settings,
+    metrics: &Metrics,
+) -> anyhow::Result<Link> {
+    let link = Link::new(settings, metrics);
+    let client = connect_once(&link).await.map_err(|failure| anyhow!(failure.reason))?;
     link.replace(client);
     Ok(link)
 }
 
-async fn connect_once(config: &config::Nats, link: &Link) -> Result<Client, Failure> {
-    config.login.check().map_err(|problem| Failure::of_settings(format!("{}: {problem}", config.login_from)))?;
-    let (listener, settings) = (link.clone(), config.clone());
-    let mut options = ConnectOptions::with_auth_callback(move |nonce| std::future::ready(log_in(&settings, &listener, &nonce)));
+async fn connect_once(link: &Link) -> Result<Client, Failure> {
+    let config = link.settings();
+    config
+        .login
+        .check()
+        .map_err(|problem| Failure::of_settings(format!("{}: {problem}", config.login_from)))?;
+    let listener = link.clone();
+    let mut options = ConnectOptions::with_auth_callback(move |nonce| {
+        std::future::ready(log_in(&listener, &nonce))
+    });
     let (listener, teller) = (link.clone(), link.clone());
     options = options
         .name("nats-webhook-relay")
@@ -128,8 +147,10 @@ async fn connect_once(config: &config::Nats, link: &Link) -> Result<Client, Fail
 }
 
 /// The answer to a server's challenge. When it fails in a later connection than the first, only this can tell why.
-fn log_in(config: &config::Nats, link: &Link, nonce: &[u8]) -> Result<async_nats::Auth, AuthError> {
-    let answer = config.login.answer(nonce).map_err(|problem| format!("{}: {problem}", config.login_from));
+fn log_in(link: &Link, nonce: &[u8]) -> Result<async_nats::Auth, AuthError> {
+    let config = link.settings();
+    let answer =
+        config.login.answer(nonce).map_err(|problem| format!("{}: {problem}", config.login_from));
     let problem = answer.as_ref().err().cloned().or_else(|| has_expired(config));
     if let Some(problem) = problem.filter(|_| link.generation() > 0) {
         link.note(Event::ClientError(ClientError::Other(problem)));

@@ -5,140 +5,37 @@
 //! components make up the chain can change while the relay runs; a message keeps the chain it began with.
 
 mod bindings;
-pub mod files;
-pub mod guest;
+pub(crate) mod chain;
+pub(crate) mod files;
+pub(crate) mod guest;
 pub mod hook;
-pub mod host;
-pub mod instance;
-pub mod kit;
-pub mod output;
+pub(crate) mod host;
+mod instance;
+pub(crate) mod output;
 mod reload;
+pub mod settings;
+mod state;
+pub(crate) mod stopped;
 
+pub use chain::{Limits, Shaped};
 pub use hook::Hook;
+pub use stopped::{Kind, Stopped, Why};
 
-use crate::config;
-use crate::headers;
 use crate::message::Message;
-use crate::metrics::{CallFailedLabels, CallLabels, Metrics, Reload, ReloadLabels};
-use crate::subject::{self, MAX_SUBJECT_BYTES, Prefix};
-use guest::{Guest, Setup};
-use hook::{Input, Output};
-use host::Host;
-use output::{Hide, Sink};
-use prometheus_client::encoding::EncodeLabelValue;
-use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
-use std::fmt;
+use crate::observe::metrics::{CallFailedLabels, Metrics};
+use crate::plugin::chain::Chain;
+use crate::plugin::host::Host;
+use crate::plugin::settings::Settings;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
-use tokio_util::bytes::Bytes;
-use tracing::warn;
-
-/// The most headers that one call may set.
-const MAX_HEADERS: usize = 100;
-/// The most bytes of names and values that one call may set.
-const MAX_HEADER_BYTES: usize = 32 * 1024;
 
 /// The plugins of a relay.
 pub struct Plugins {
     host: Arc<Host>,
-    config: config::Plugins,
+    config: Settings,
     chain: Mutex<Arc<Chain>>,
     /// The files as they were when they were last loaded, or refused.
     seen: Mutex<Vec<files::File>>,
     metrics: Metrics,
-}
-
-/// Plugins in the order in which they are called.
-struct Chain(Vec<Arc<Guest>>);
-
-/// How much a hook may return.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Bytes of a payload: the server's `max_payload`.
-    pub payload: usize,
-    /// Bytes of a subject without its prefix.
-    pub tail: usize,
-}
-
-impl Limits {
-    /// Those of a server that takes `payload` bytes, for subjects below `relayed`.
-    #[must_use]
-    pub fn new(payload: usize, relayed: &Prefix) -> Self {
-        Self { payload, tail: MAX_SUBJECT_BYTES - relayed.subject("").len() }
-    }
-}
-
-/// What the hooks made of a message.
-#[derive(Debug)]
-pub struct Shaped {
-    /// The body of the webhook call.
-    pub body: Bytes,
-    /// Headers of the webhook call that take the place of the message's.
-    pub headers: HeaderMap,
-    /// The payload to be republished.
-    pub payload: Bytes,
-    /// Where to, below the relayed prefix.
-    pub tail: String,
-}
-
-impl Shaped {
-    /// What is relayed without plugins: the message as it is.
-    #[must_use]
-    pub fn unchanged(message: &Message, tail: &str) -> Self {
-        Self { body: message.payload.clone(), headers: HeaderMap::new(), payload: message.payload.clone(), tail: tail.to_owned() }
-    }
-}
-
-/// A hook that did not let its message pass.
-#[derive(Debug)]
-pub struct Stopped {
-    /// The plugin's name.
-    pub plugin: Arc<str>,
-    /// Which of its hooks.
-    pub hook: Hook,
-    /// What happened.
-    pub why: Why,
-}
-
-/// Why a message did not pass.
-#[derive(Debug)]
-pub enum Why {
-    /// The plugin decided that it is not to be relayed.
-    Rejected(String),
-    /// The plugin could not do its work.
-    Failed(Kind, String),
-}
-
-/// Kinds of failure of a plugin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-#[allow(non_camel_case_types, reason = "the names are label values")]
-pub enum Kind {
-    /// It said so itself.
-    failed,
-    /// It broke off.
-    trap,
-    /// It took too long.
-    timeout,
-    /// It needed too much memory.
-    memory,
-    /// It returned what is not allowed.
-    output,
-}
-
-impl Kind {
-    /// Every kind.
-    pub const ALL: [Self; 5] = [Self::failed, Self::trap, Self::timeout, Self::memory, Self::output];
-}
-
-impl fmt::Display for Stopped {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "plugin {}, {}: ", self.plugin, self.hook)?;
-        match &self.why {
-            Why::Rejected(text) => write!(f, "rejected: {text}"),
-            Why::Failed(Kind::failed, text) => write!(f, "failed: {text}"),
-            Why::Failed(_, text) => f.write_str(text),
-        }
-    }
 }
 
 impl Plugins {
@@ -146,7 +43,7 @@ impl Plugins {
     ///
     /// # Errors
     /// What is wrong with each of those that can not be used.
-    pub async fn load(config: &config::Plugins, metrics: &Metrics) -> anyhow::Result<Option<Self>> {
+    pub async fn load(config: &Settings, metrics: &Metrics) -> anyhow::Result<Option<Self>> {
         if config.paths.is_empty() {
             return Ok(None);
         }
@@ -167,8 +64,14 @@ impl Plugins {
     ///
     /// # Errors
     /// The first hook that does not let it pass.
-    pub async fn shape(&self, message: &Arc<Message>, tail: &str, limits: Limits) -> Result<Shaped, Stopped> {
-        let result = self.chain().shape(message, tail, limits, |call| self.metrics.observe_call(call)).await;
+    pub async fn shape(
+        &self,
+        message: &Arc<Message>,
+        tail: &str,
+        limits: Limits,
+    ) -> Result<Shaped, Stopped> {
+        let result =
+            self.chain().shape(message, tail, limits, |call| self.metrics.observe_call(call)).await;
         if let Err(Stopped { plugin, hook, why: Why::Failed(kind, _) }) = &result {
             let labels = CallFailedLabels { plugin: plugin.to_string(), hook: *hook, kind: *kind };
             self.metrics.calls_failed.get_or_create(&labels).inc();
@@ -183,176 +86,15 @@ impl Plugins {
 
     /// Each plugin's name and hooks, for a person.
     #[must_use]
-    pub fn describe(&self) -> Vec<String> {
-        self.chain().0.iter().map(|guest| format!("{} ({})", guest.name, guest.hook_names())).collect()
+    pub(crate) fn describe(&self) -> Vec<String> {
+        self.chain()
+            .0
+            .iter()
+            .map(|guest| format!("{} ({})", guest.name, guest.hook_names()))
+            .collect()
     }
 
     fn chain(&self) -> Arc<Chain> {
         self.chain.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
-}
-
-/// One call of a hook.
-struct Call<'a> {
-    guest: &'a Guest,
-    hook: Hook,
-    elapsed: Duration,
-}
-
-impl Metrics {
-    fn observe_call(&self, call: &Call<'_>) {
-        let labels = CallLabels { plugin: call.guest.name.to_string(), hook: call.hook };
-        self.call_seconds.0.get_or_create(&labels).observe(call.elapsed.as_secs_f64());
-    }
-}
-
-impl Chain {
-    /// Compiles and rehearses all plugins; `sink` makes the place where each one's output goes.
-    async fn load(
-        files: &[files::File],
-        settings: &[config::Setting],
-        host: &Arc<Host>,
-        sink: impl Fn(Arc<str>) -> Sink,
-    ) -> anyhow::Result<Self> {
-        let names: Vec<_> = files.iter().map(|file| file.name.as_str()).collect();
-        let (settings, strange) = files::assign(settings, &names);
-        for setting in strange {
-            warn!(variable = format!("PLUGIN_{}", setting.name), "the variable belongs to none of the plugins ({})", names.join(", "));
-        }
-        let mut guests = Vec::new();
-        let mut mistakes = Vec::new();
-        for (file, settings) in files.iter().zip(settings) {
-            let setup = Setup {
-                config: settings.iter().map(|(key, setting)| ((*key).to_owned(), setting.value.expose().to_owned())).collect(),
-                hide: Hide::new(settings.iter().filter(|(key, setting)| is_secret(key, setting)).map(|(_, setting)| setting.value.clone())),
-                sink: sink(file.name.as_str().into()),
-            };
-            match Guest::load(file, setup, host).await {
-                Ok(guest) => guests.push(guest),
-                Err(error) => mistakes.push(format!("plugin {}: {error:#}", file.path.display())),
-            }
-        }
-        anyhow::ensure!(mistakes.is_empty(), "{}", mistakes.join("; "));
-        Ok(Self(guests))
-    }
-
-    /// Shows every counter of these plugins from the start on.
-    fn count_from_zero(&self, metrics: &Metrics) {
-        for result in [Reload::loaded, Reload::refused] {
-            drop(metrics.reloads.get_or_create(&ReloadLabels { result }));
-        }
-        for (guest, hook) in self.0.iter().flat_map(|guest| guest.hooks.iter().map(move |hook| (guest, *hook))) {
-            let plugin = guest.name.to_string();
-            drop(metrics.call_seconds.0.get_or_create(&CallLabels { plugin: plugin.clone(), hook }));
-            for kind in Kind::ALL {
-                drop(metrics.calls_failed.get_or_create(&CallFailedLabels { plugin: plugin.clone(), hook, kind }));
-            }
-        }
-    }
-
-    /// All hooks in their order, each through all plugins that have it.
-    async fn shape(
-        &self,
-        message: &Arc<Message>,
-        tail: &str,
-        limits: Limits,
-        mut called: impl FnMut(&Call<'_>),
-    ) -> Result<Shaped, Stopped> {
-        let mut shaped = Shaped::unchanged(message, tail);
-        for hook in Hook::ALL {
-            for guest in self.0.iter().filter(|guest| guest.hooks.contains(&hook)) {
-                let began = Instant::now();
-                let output = guest.call(hook, shaped.input(hook, message), limits.payload).await;
-                called(&Call { guest, hook, elapsed: began.elapsed() });
-                let stopped = |why| Stopped { plugin: guest.name.clone(), hook, why };
-                let output = output.map_err(stopped)?;
-                shaped.take(hook, output, limits).map_err(|text| stopped(Why::Failed(Kind::output, guest.printable(&text))))?;
-            }
-        }
-        Ok(shaped)
-    }
-}
-
-/// Whether a setting is kept out of what its plugin writes and says: its key says so, or it was given as a file.
-fn is_secret(key: &str, setting: &config::Setting) -> bool {
-    let key = key.to_uppercase();
-    setting.from_file || ["SECRET", "TOKEN", "PASSWORD", "API_KEY", "PRIVATE_KEY"].iter().any(|word| key.contains(word))
-}
-
-impl Shaped {
-    /// What `hook` is to see.
-    fn input(&self, hook: Hook, message: &Arc<Message>) -> Input {
-        let headers = match hook {
-            Hook::WebhookPayload => pairs(&message.headers),
-            Hook::WebhookHeaders => {
-                let mut pairs = pairs(&message.headers);
-                pairs.retain(|(name, _)| !self.headers.contains_key(name));
-                pairs.extend(
-                    self.headers.iter().map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())),
-                );
-                pairs
-            }
-            Hook::RelayedPayload | Hook::RelayedSubject => pairs(&headers::to_relayed(&message.headers)),
-        };
-        let payload = match hook {
-            Hook::WebhookPayload | Hook::WebhookHeaders => self.body.clone(),
-            Hook::RelayedPayload | Hook::RelayedSubject => self.payload.clone(),
-        };
-        Input { message: message.clone(), tail: self.tail.clone(), headers, payload }
-    }
-
-    /// Takes over what `hook` returned, if it is allowed.
-    fn take(&mut self, hook: Hook, output: Output, limits: Limits) -> Result<(), String> {
-        match output {
-            Output::Payload(payload) if payload.len() > limits.payload => {
-                let limit = limits.payload;
-                return Err(format!("returned {} bytes, the server takes {limit} in one message (max_payload)", payload.len()));
-            }
-            Output::Payload(payload) if hook == Hook::WebhookPayload => self.body = payload.into(),
-            Output::Payload(payload) => self.payload = payload.into(),
-            Output::Headers(headers) => {
-                // Takes the place of those of the same name.
-                self.headers.extend(legal(headers)?);
-            }
-            Output::Tail(tail) if tail.len() > limits.tail => {
-                return Err(format!(
-                    "returned a subject of {} bytes, at most {} can be published below the prefix",
-                    tail.len(),
-                    limits.tail
-                ));
-            }
-            Output::Tail(tail) => match subject::check(&tail) {
-                Ok(()) => self.tail = tail,
-                Err(error) => return Err(format!("returned the subject {:?}: {error}", output::cut(&tail))),
-            },
-        }
-        Ok(())
-    }
-}
-
-fn pairs(headers: &async_nats::HeaderMap) -> Vec<(String, String)> {
-    let pairs = headers.iter().flat_map(|(name, values)| values.iter().map(|value| (name.to_string(), value.as_str().to_owned())));
-    pairs.collect()
-}
-
-/// Headers that a plugin set, if all of them may be set. Their values are not shown: they may be keys.
-fn legal(set: Vec<(String, Vec<u8>)>) -> Result<HeaderMap, String> {
-    let bytes: usize = set.iter().map(|(name, value)| name.len() + value.len()).sum();
-    if set.len() > MAX_HEADERS || bytes > MAX_HEADER_BYTES {
-        return Err(format!(
-            "returned {} headers of {bytes} bytes, at most {MAX_HEADERS} of {MAX_HEADER_BYTES} bytes can be set",
-            set.len()
-        ));
-    }
-    let mut headers = HeaderMap::new();
-    for (name, value) in set {
-        let shown = output::cut(&name);
-        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("returned a header whose name is not legal: {shown:?}"))?;
-        if headers::is_framing(&name) || headers::is_ours(&name) {
-            return Err(format!("returned the header {name}, which only the relay sets"));
-        }
-        let value = HeaderValue::from_bytes(&value).map_err(|_| format!("returned the header {name} with a value that is not legal"))?;
-        headers.append(name, value);
-    }
-    Ok(headers)
 }

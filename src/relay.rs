@@ -4,16 +4,19 @@
 //! an answer of 2xx from every destination makes. Nothing counts as relayed that was not
 //! confirmed: `relay` returns a `Confirmed`, which only the publisher's proof makes.
 
-use crate::config::Config;
-use crate::dead_letter::dead_letter;
+pub(crate) mod dead_letter;
+pub(crate) mod intake;
+pub(crate) mod lane;
+
 use crate::headers;
-use crate::jetstream::held::{Ack, Held};
-use crate::lane::{Lanes, Slot};
-use crate::link::Link;
 use crate::message::{End, Fate, Message, Outbound};
-use crate::metrics::{FailedLabels, Metrics, Reason};
+use crate::nats::link::Link;
+use crate::nats::publisher::{Confirmed, PublishFailure, Publisher};
+use crate::observe::metrics::{FailedLabels, Metrics, Reason};
 use crate::plugin::{Limits, Plugins, Shaped, Stopped, Why};
-use crate::publisher::{Confirmed, PublishFailure, Publisher};
+use crate::relay::dead_letter::dead_letter;
+use crate::relay::lane::{Lanes, Slot};
+use crate::source::stream::held::{Ack, Held};
 use crate::subject::{MAX_SUBJECT_BYTES, Prefix};
 use crate::webhook::{Delivery, Undelivered, Webhook};
 use async_nats::header::NATS_MESSAGE_ID;
@@ -30,8 +33,28 @@ use tracing::{debug, error, info};
 /// How long a stored message waits that could not be published on the failed subject.
 const FAILED_AGAIN: Duration = Duration::from_secs(10);
 
+/// Messages worked on at once unless something else is said.
+pub(crate) const MAX_IN_FLIGHT: usize = 128;
+pub(crate) const MOST_IN_FLIGHT: usize = 65_536;
+/// Time to finish what has arrived unless something else is said.
+pub(crate) const GRACE: Duration = Duration::from_secs(25);
+
+#[derive(Debug)]
+pub(crate) struct Settings {
+    /// Messages below this prefix are relayed.
+    pub(crate) listen: Prefix,
+    /// Accepted messages are republished below this prefix.
+    pub(crate) relayed: Prefix,
+    /// Messages that could not be relayed are published below this prefix.
+    pub(crate) failed: Option<Prefix>,
+    /// Messages worked on at once.
+    pub(crate) max_in_flight: usize,
+    /// Time to finish what has arrived when told to stop.
+    pub(crate) grace: Duration,
+}
+
 /// Everything that relaying needs, shared by all lanes.
-pub struct Relay {
+pub(crate) struct Relay {
     listen: Prefix,
     relayed: Prefix,
     failed: Option<Prefix>,
@@ -43,16 +66,18 @@ pub struct Relay {
     held: Option<Held>,
     metrics: Metrics,
     /// What has been received and not been settled.
-    pub lanes: Lanes,
+    pub(crate) lanes: Lanes,
     /// Cancelled when no lane may go on.
-    pub halt: CancellationToken,
+    pub(crate) halt: CancellationToken,
 }
 
 /// Why a message was not relayed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// Too large to be republished.
-    #[error("the relayed message would have {size} bytes with its headers, the server takes {limit} (max_payload)")]
+    #[error(
+        "the relayed message would have {size} bytes with its headers, the server takes {limit} (max_payload)"
+    )]
     TooLarge {
         /// Its size.
         size: usize,
@@ -60,7 +85,9 @@ pub enum Failure {
         limit: usize,
     },
     /// Its subject is too long to be republished.
-    #[error("the relayed subject would have {0} bytes, at most {MAX_SUBJECT_BYTES} can be published")]
+    #[error(
+        "the relayed subject would have {0} bytes, at most {MAX_SUBJECT_BYTES} can be published"
+    )]
     SubjectTooLong(usize),
     /// Its headers are not ones that the client library can read.
     #[error("{0}, so that NATS clients cannot read the message")]
@@ -87,8 +114,8 @@ pub enum Failure {
 
 impl Relay {
     /// Puts the parts together.
-    pub fn new(
-        config: &Config,
+    pub(crate) fn new(
+        settings: &Settings,
         plugins: Option<Arc<Plugins>>,
         webhook: Webhook,
         publisher: Publisher,
@@ -97,10 +124,10 @@ impl Relay {
         metrics: &Metrics,
     ) -> Self {
         Self {
-            listen: config.listen.clone(),
-            relayed: config.relayed.clone(),
-            failed: config.failed.clone(),
-            limit: Arc::new(Semaphore::new(config.max_in_flight)),
+            listen: settings.listen.clone(),
+            relayed: settings.relayed.clone(),
+            failed: settings.failed.clone(),
+            limit: Arc::new(Semaphore::new(settings.max_in_flight)),
             plugins,
             webhook,
             publisher,
@@ -113,12 +140,14 @@ impl Relay {
     }
 
     /// Takes a message in: it waits in its lane until those before it are settled.
-    pub fn receive(self: &Arc<Self>, message: Message) {
+    pub(crate) fn receive(self: &Arc<Self>, message: Message) {
         info!(subject = %message.subject, id = %message.id, bytes = message.payload.len(), "received");
         if let Some(why) = message.stored.as_ref().and_then(|stored| stored.unreadable) {
             // It is not relayed, so that nothing has to wait for it or be waited for.
             let relay = self.clone();
-            tokio::spawn(async move { relay.settle(&message, Err(Failure::Unreadable(why))).await });
+            tokio::spawn(
+                async move { relay.settle(&message, Err(Failure::Unreadable(why))).await },
+            );
             return;
         }
         let mut next = self.lanes.push(message);
@@ -153,7 +182,8 @@ impl Relay {
             return Err(Failure::GivenUp);
         }
         let delivery = self.prepare(message).await?;
-        let accepted = self.webhook.deliver(delivery, &slot, working).await.map_err(Failure::Webhook)?;
+        let accepted =
+            self.webhook.deliver(delivery, &slot, working).await.map_err(Failure::Webhook)?;
         // The call that takes the freed place goes out first.
         tokio::task::yield_now().await;
         self.publisher.republish(accepted).await.map_err(Failure::Publish)
@@ -167,16 +197,25 @@ impl Relay {
         let shaped = match &self.plugins {
             None => Shaped::unchanged(message, tail),
             // Boxed, so that a message costs no more where there are no plugins.
-            Some(plugins) => Box::pin(plugins.shape(message, tail, Limits::new(limit, &self.relayed))).await.map_err(Failure::Plugin)?,
+            Some(plugins) => {
+                Box::pin(plugins.shape(message, tail, Limits::new(limit, &self.relayed)))
+                    .await
+                    .map_err(Failure::Plugin)?
+            }
         };
-        let id = if shaped.tail == tail { message.id.to_string() } else { message.id.relayed_as(&shaped.tail) };
-        let relayed = relayed_copy(message, &self.relayed, &shaped.tail, shaped.payload, id, limit)?;
+        let id = if shaped.tail == tail {
+            message.id.to_string()
+        } else {
+            message.id.relayed_as(&shaped.tail)
+        };
+        let relayed =
+            relayed_copy(message, &self.relayed, &shaped.tail, shaped.payload, id, limit)?;
         Ok(Delivery::new(message, shaped.body, shaped.headers, relayed, &self.metrics))
     }
 
     /// Counts and logs what became of a message; a failed one goes to the failed subject. After
     /// that, and not before, the stream is told that it is done with.
-    pub async fn settle(&self, message: &Message, result: Result<Confirmed, Failure>) {
+    pub(crate) async fn settle(&self, message: &Message, result: Result<Confirmed, Failure>) {
         let ack = match result {
             Ok(confirmed) => {
                 if message.end.set(End::Relayed).is_ok() {
@@ -216,7 +255,7 @@ impl Relay {
     }
 
     /// Counts a message that the stream delivers again.
-    pub fn given_back(&self, message: &Message) {
+    pub(crate) fn given_back(&self, message: &Message) {
         if message.end.set(End::GivenBack).is_ok() {
             self.metrics.given_back.inc();
             debug!(subject = %message.subject, id = %message.id, "given back to the stream");
@@ -227,7 +266,8 @@ impl Relay {
         let Some(prefix) = &self.failed else { return };
         let tail = self.listen.tail(&message.subject).unwrap_or(&message.subject);
         loop {
-            let letter = dead_letter(prefix.subject(tail), message, failure, self.link.max_payload());
+            let letter =
+                dead_letter(prefix.subject(tail), message, failure, self.link.max_payload());
             let Err(error) = self.publisher.publish_failed(letter).await else { return };
             self.not_published_failed(message, &error);
             if message.stored.is_none() {
@@ -239,7 +279,7 @@ impl Relay {
     }
 
     /// Counts and logs a failed message that could not be published on the failed subject.
-    pub fn not_published_failed(&self, message: &Message, error: &dyn std::fmt::Display) {
+    pub(crate) fn not_published_failed(&self, message: &Message, error: &dyn std::fmt::Display) {
         self.metrics.failed_unpublished.inc();
         error!(subject = %message.subject, id = %message.id, %error, "failed message not published on the failed subject");
     }
@@ -249,7 +289,14 @@ impl Relay {
 ///
 /// # Errors
 /// When a server that takes `limit` bytes (`max_payload`) would refuse it.
-pub fn relayed_copy(message: &Message, prefix: &Prefix, tail: &str, payload: Bytes, id: String, limit: usize) -> Result<Outbound, Failure> {
+pub fn relayed_copy(
+    message: &Message,
+    prefix: &Prefix,
+    tail: &str,
+    payload: Bytes,
+    id: String,
+    limit: usize,
+) -> Result<Outbound, Failure> {
     let subject = prefix.subject(tail);
     if subject.len() > MAX_SUBJECT_BYTES {
         return Err(Failure::SubjectTooLong(subject.len()));
@@ -270,13 +317,13 @@ pub fn relayed_copy(message: &Message, prefix: &Prefix, tail: &str, payload: Byt
 impl Failure {
     /// Whether a plugin decided so, which is no failure of anything.
     #[must_use]
-    pub fn is_rejection(&self) -> bool {
+    pub(crate) fn is_rejection(&self) -> bool {
         matches!(self, Self::Plugin(Stopped { why: Why::Rejected(_), .. }))
     }
 
     /// Its kind, for counters, logs and headers.
     #[must_use]
-    pub fn reason(&self) -> Reason {
+    pub(crate) fn reason(&self) -> Reason {
         match self {
             Self::Unreadable(_) => Reason::unreadable,
             Self::Plugin(_) => Reason::plugin,

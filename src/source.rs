@@ -1,16 +1,42 @@
-//! Intake: where messages come from.
+//! Where messages come from.
 
-use crate::config::Config;
-use crate::jetstream::held::Held;
-use crate::jetstream::pull::Pull;
-use crate::link::Link;
+pub(crate) mod stream;
+pub(crate) mod subscription;
+
 use crate::message::Message;
-use crate::metrics::Metrics;
-use crate::publisher::Publisher;
-use crate::subscription::Subscription;
+use crate::message::relay_of;
+use crate::nats::jetstream::Api;
+use crate::nats::link::Link;
+use crate::nats::publisher::Publisher;
+use crate::observe::metrics::Metrics;
+use crate::pending::Limits;
+use crate::source::stream::Pull;
+use crate::source::stream::consumer::{self, Consumer};
+use crate::source::stream::held::Held;
+use crate::source::subscription::Subscription;
+use crate::subject::Prefix;
+
+#[derive(Debug)]
+pub(crate) struct Settings {
+    /// Messages below this prefix are taken in.
+    pub(crate) listen: Prefix,
+    pub(crate) intake: Intake,
+    /// How much may wait in the process.
+    pub(crate) limits: Limits,
+}
+
+/// One of the two ways in, as it is set up.
+#[derive(Debug, Clone)]
+pub(crate) enum Intake {
+    /// Core NATS; replicas with the same queue group share the work.
+    Subscription {
+        queue_group: Option<String>,
+    },
+    Stream(consumer::Settings),
+}
 
 /// One of the two ways in.
-pub enum Source {
+pub(crate) enum Source {
     /// Core NATS.
     Subscription(Box<Subscription>),
     /// JetStream.
@@ -22,16 +48,37 @@ impl Source {
     ///
     /// # Errors
     /// When the user may not have them, or there is no stream or consumer to have them from.
-    pub async fn open(config: &Config, link: &Link, publisher: &Publisher, metrics: &Metrics) -> anyhow::Result<Self> {
-        Ok(match &config.nats.stream {
-            None => Self::Subscription(Box::new(Subscription::open(&config.nats, &config.listen, link, publisher).await?)),
-            Some(stream) => Self::Stream(Box::new(Pull::open(config, stream, link, publisher, metrics).await?)),
+    pub(crate) async fn open(
+        settings: &Settings,
+        relayed: &Prefix,
+        link: &Link,
+        publisher: &Publisher,
+        metrics: &Metrics,
+    ) -> anyhow::Result<Self> {
+        let Settings { listen, limits, .. } = settings;
+        Ok(match &settings.intake {
+            Intake::Subscription { queue_group } => {
+                let subscription =
+                    Subscription::open(queue_group.as_deref(), listen, link, publisher);
+                Self::Subscription(Box::new(subscription.await?))
+            }
+            Intake::Stream(stream) => {
+                let consumer = Consumer::new(
+                    Api::new(&stream.api_prefix, link),
+                    stream,
+                    listen,
+                    limits.messages,
+                );
+                let relay = relay_of(&stream.consumer, &relayed.to_string());
+                let pull = Pull::open(consumer, relay, *limits, link, publisher, metrics);
+                Self::Stream(Box::new(pull.await?))
+            }
         })
     }
 
     /// The next message; `None` when there will be none, because of [`Self::stop`] or because
     /// the server has ended it.
-    pub async fn next(&mut self) -> Option<Message> {
+    pub(crate) async fn next(&mut self) -> Option<Message> {
         match self {
             Self::Subscription(subscription) => subscription.next().await,
             Self::Stream(pull) => pull.next().await,
@@ -39,7 +86,7 @@ impl Source {
     }
 
     /// Asks for no more; what is on its way is still returned by [`Self::next`].
-    pub async fn stop(&mut self) {
+    pub(crate) async fn stop(&mut self) {
         match self {
             Self::Subscription(subscription) => subscription.stop().await,
             Self::Stream(pull) => pull.stop(),
@@ -47,7 +94,7 @@ impl Source {
     }
 
     /// Keeps what is here this process's own after the last message has come. Does not return.
-    pub async fn hold(&mut self) {
+    pub(crate) async fn hold(&mut self) {
         match self {
             Self::Subscription(_) => std::future::pending().await,
             Self::Stream(pull) => pull.hold().await,
@@ -55,7 +102,7 @@ impl Source {
     }
 
     /// Gives back what is not settled, and returns when the server knows all that was said.
-    pub async fn close(self) {
+    pub(crate) async fn close(self) {
         if let Self::Stream(pull) = self {
             pull.close().await;
         }
@@ -63,7 +110,7 @@ impl Source {
 
     /// What is to be settled at a stream.
     #[must_use]
-    pub fn held(&self) -> Option<Held> {
+    pub(crate) fn held(&self) -> Option<Held> {
         match self {
             Self::Subscription(_) => None,
             Self::Stream(pull) => Some(pull.held()),
@@ -72,7 +119,7 @@ impl Source {
 
     /// Whether the server has ended the subscription because the user may not have it.
     #[must_use]
-    pub fn is_denied(&self) -> bool {
+    pub(crate) fn is_denied(&self) -> bool {
         match self {
             Self::Subscription(subscription) => subscription.is_denied(),
             Self::Stream(_) => false,

@@ -4,16 +4,21 @@
 //! else can make that value, and nothing is republished without it. What is said about a
 //! destination that is down is in `outage.rs`.
 
-use crate::client;
-use crate::config;
-use crate::destination::Destination;
+pub(crate) mod client;
+pub(crate) mod destination;
+mod outage;
+pub(crate) mod proxy;
+pub(crate) mod signature;
+
+use crate::certificates::Certificates;
 use crate::headers;
-use crate::lane::{Slot, Working};
 use crate::message::{Fate, Message, Outbound};
-use crate::metrics::Metrics;
-use crate::outage::{Outage, Shortage};
-use crate::proxy::Proxy;
-use crate::signature::Keys;
+use crate::observe::metrics::Metrics;
+use crate::relay::lane::{Slot, Working};
+use crate::webhook::destination::Destination;
+use crate::webhook::outage::{Outage, Shortage};
+use crate::webhook::proxy::Proxy;
+use crate::webhook::signature::Keys;
 use anyhow::Context;
 use futures_util::future::join_all;
 use prometheus_client::metrics::gauge::Gauge;
@@ -34,8 +39,33 @@ const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
 /// How much of an answer's body is read, for the sake of the connection's reuse.
 const BODY_CAP: usize = 64 * 1024;
 
+/// Time for one attempt, attempts for one message and destination unless something else is said.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const MAX_ATTEMPTS: u32 = 10;
+pub(crate) const MOST_ATTEMPTS: u32 = 1_000_000;
+
+#[derive(Debug)]
+pub(crate) struct Settings {
+    /// All of these must accept a message; each with the proxy on the way to it.
+    pub(crate) destinations: Vec<(Destination, Option<Proxy>)>,
+    /// Time for one attempt.
+    pub(crate) timeout: Duration,
+    /// Time for connecting.
+    pub(crate) connect_timeout: Duration,
+    /// Attempts for each message and destination; `None` is without end.
+    pub(crate) max_attempts: Option<u32>,
+    /// Statuses to retry beside the usual ones.
+    pub(crate) retry_status: Vec<StatusCode>,
+    /// Headers of every call; their values are marked sensitive.
+    pub(crate) headers: HeaderMap,
+    /// What every call is signed with.
+    pub(crate) keys: Keys,
+    /// Whom to trust, and what to identify with.
+    pub(crate) certificates: Certificates,
+}
+
 /// The configured destinations.
-pub struct Webhook {
+pub(crate) struct Webhook {
     endpoints: Vec<Endpoint>,
     timeout: Duration,
     max_attempts: Option<u32>,
@@ -70,13 +100,21 @@ impl Delivery {
     /// `relayed` stays locked up until every destination has accepted; `body` and the headers
     /// `set` are what the destinations get.
     #[must_use]
-    pub fn new(message: &Arc<Message>, body: Bytes, set: HeaderMap, relayed: Outbound, metrics: &Metrics) -> Self {
+    pub fn new(
+        message: &Arc<Message>,
+        body: Bytes,
+        set: HeaderMap,
+        relayed: Outbound,
+        metrics: &Metrics,
+    ) -> Self {
         let (_, illegal) = headers::to_http(&message.headers);
         if illegal > 0 {
             metrics.headers_dropped.inc_by(illegal);
             debug!(subject = %message.subject, id = %message.id, headers = illegal, "dropped headers that HTTP does not allow");
         }
-        let made = [&body, &relayed.payload].into_iter().filter(|bytes| bytes.as_ptr() != message.payload.as_ptr());
+        let made = [&body, &relayed.payload]
+            .into_iter()
+            .filter(|bytes| bytes.as_ptr() != message.payload.as_ptr());
         let extra = Extra::new(made.map(Bytes::len).sum(), metrics);
         Self { message: message.clone(), body, set, relayed, _extra: extra }
     }
@@ -132,37 +170,41 @@ fn replace(headers: &mut HeaderMap, winners: &HeaderMap) {
 
 /// Proof that every destination answered 2xx for the message inside.
 #[must_use = "an accepted message is to be republished"]
-pub struct Accepted(Outbound);
+pub(crate) struct Accepted(Outbound);
 
 impl Accepted {
     /// The message that may now be republished.
-    pub fn into_relayed(self) -> Outbound {
+    pub(crate) fn into_relayed(self) -> Outbound {
         self.0
     }
 }
 
 /// What became of a message at the destinations that did not accept it.
 #[derive(Debug)]
-pub struct Undelivered(pub Vec<Refusal>);
+pub struct Undelivered(pub(crate) Vec<Refusal>);
 
 /// One destination's last word.
 #[derive(Debug)]
-pub struct Refusal {
+pub(crate) struct Refusal {
     /// The destination, without secrets.
-    pub destination: String,
+    pub(crate) destination: String,
     /// The last answer's status; `None` when there was none.
-    pub status: Option<StatusCode>,
+    pub(crate) status: Option<StatusCode>,
     /// What went wrong, for a person.
-    pub error: String,
+    pub(crate) error: String,
     /// How often it was called.
-    pub attempts: u32,
+    pub(crate) attempts: u32,
 }
 
 impl fmt::Display for Undelivered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, refusal) in self.0.iter().enumerate() {
             let separator = if index > 0 { "; " } else { "" };
-            let attempts = if refusal.attempts == 1 { "1 attempt".to_owned() } else { format!("{} attempts", refusal.attempts) };
+            let attempts = if refusal.attempts == 1 {
+                "1 attempt".to_owned()
+            } else {
+                format!("{} attempts", refusal.attempts)
+            };
             write!(f, "{separator}{}: {} ({attempts})", refusal.destination, refusal.error)?;
         }
         Ok(())
@@ -181,7 +223,7 @@ struct Attempt {
 
 /// What an answer means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// The destination has the message.
     Accepted,
     /// It may take it later.
@@ -192,7 +234,7 @@ pub enum Verdict {
 
 /// The verdict on a call: its status, or `None` when there was no answer.
 #[must_use]
-pub fn verdict(status: Option<StatusCode>, retry_status: &[StatusCode]) -> Verdict {
+pub(crate) fn verdict(status: Option<StatusCode>, retry_status: &[StatusCode]) -> Verdict {
     match status.map(|status| status.as_u16()) {
         Some(200..=299) => Verdict::Accepted,
         None | Some(408 | 425 | 429 | 500..=599) => Verdict::Retry,
@@ -206,10 +248,16 @@ impl Webhook {
     ///
     /// # Errors
     /// When TLS can not be set up on this machine.
-    pub fn new(config: &config::Webhook, metrics: &Metrics) -> anyhow::Result<Self> {
-        let endpoints = config.destinations.iter().zip(&config.proxies).map(|(destination, proxy)| {
+    pub(crate) fn new(config: &Settings, metrics: &Metrics) -> anyhow::Result<Self> {
+        let endpoints = config.destinations.iter().map(|(destination, proxy)| {
             let doing = || format!("cannot set up a client for {destination}");
-            let maker = client::Maker::new(destination, proxy.as_ref(), config).with_context(doing)?;
+            let maker = client::Maker::new(
+                destination,
+                proxy.as_ref(),
+                config.connect_timeout,
+                &config.certificates,
+            )
+            .with_context(doing)?;
             let client = maker.make().with_context(doing)?;
             let mut template = client
                 .post(destination.url().clone())
@@ -241,14 +289,33 @@ impl Webhook {
     ///
     /// # Errors
     /// The destinations that did not accept, when all have come to an end.
-    pub async fn deliver(&self, delivery: Delivery, slot: &Slot, working: Working) -> Result<Accepted, Undelivered> {
-        let calls: Vec<_> = self.endpoints.iter().map(|endpoint| self.deliver_to(endpoint, &delivery, slot, working.clone())).collect();
+    pub(crate) async fn deliver(
+        &self,
+        delivery: Delivery,
+        slot: &Slot,
+        working: Working,
+    ) -> Result<Accepted, Undelivered> {
+        let calls: Vec<_> = self
+            .endpoints
+            .iter()
+            .map(|endpoint| self.deliver_to(endpoint, &delivery, slot, working.clone()))
+            .collect();
         drop(working);
         let refusals: Vec<_> = join_all(calls).await.into_iter().filter_map(Result::err).collect();
-        if refusals.is_empty() { Ok(Accepted(delivery.relayed)) } else { Err(Undelivered(refusals)) }
+        if refusals.is_empty() {
+            Ok(Accepted(delivery.relayed))
+        } else {
+            Err(Undelivered(refusals))
+        }
     }
 
-    async fn deliver_to(&self, endpoint: &Endpoint, delivery: &Delivery, slot: &Slot, mut working: Working) -> Result<(), Refusal> {
+    async fn deliver_to(
+        &self,
+        endpoint: &Endpoint,
+        delivery: &Delivery,
+        slot: &Slot,
+        mut working: Working,
+    ) -> Result<(), Refusal> {
         let message = &delivery.message;
         let (mut attempt, mut short) = (1, 0);
         loop {
@@ -277,8 +344,15 @@ impl Webhook {
                 backoff(short)
             } else {
                 self.metrics.webhook_seconds.0.observe(elapsed.as_secs_f64());
-                if verdict == Verdict::Refused || self.max_attempts.is_some_and(|most| attempt >= most) {
-                    return Err(Refusal { destination: endpoint.destination.to_string(), status, error, attempts: attempt });
+                if verdict == Verdict::Refused
+                    || self.max_attempts.is_some_and(|most| attempt >= most)
+                {
+                    return Err(Refusal {
+                        destination: endpoint.destination.to_string(),
+                        status,
+                        error,
+                        attempts: attempt,
+                    });
                 }
                 self.metrics.retries.inc();
                 endpoint.outage.failed(&error);
@@ -299,7 +373,12 @@ impl Webhook {
             working = slot.enter().await;
             if message.fate() == Fate::GivenUp {
                 let error = format!("{error}; another replica relays the message");
-                return Err(Refusal { destination: endpoint.destination.to_string(), status, error, attempts: attempt - 1 });
+                return Err(Refusal {
+                    destination: endpoint.destination.to_string(),
+                    status,
+                    error,
+                    attempts: attempt - 1,
+                });
             }
         }
     }
@@ -322,7 +401,10 @@ impl Endpoint {
             match client.execute(request).await {
                 Err(error) => {
                     let text = client::explain(&error, &self.destination, self.proxy.as_ref());
-                    attempt = Some(Attempt { shortage: client::shortage(&error, &self.destination), ..Attempt::unanswered(text) });
+                    attempt = Some(Attempt {
+                        shortage: client::shortage(&error, &self.destination),
+                        ..Attempt::unanswered(text)
+                    });
                 }
                 Ok(mut response) => {
                     attempt = Some(self.answered(&response));
@@ -359,7 +441,10 @@ impl Endpoint {
         Attempt {
             answer: Ok(response.status()),
             retry_after: retry_after(response.headers(), SystemTime::now()),
-            location: response.headers().get(header::LOCATION).and_then(|location| self.redirection(location)),
+            location: response
+                .headers()
+                .get(header::LOCATION)
+                .and_then(|location| self.redirection(location)),
             shortage: None,
         }
     }
@@ -380,7 +465,9 @@ impl Attempt {
         match (&self.answer, &self.location) {
             (Err(error), _) => error.clone(),
             (Ok(status), Some(location)) if status.is_redirection() => {
-                format!("answered {status} to {location}; redirects are not followed, so set WEBHOOK_DESTINATION to the final URL")
+                format!(
+                    "answered {status} to {location}; redirects are not followed, so set WEBHOOK_DESTINATION to the final URL"
+                )
             }
             (Ok(status), _) => format!("answered {status}"),
         }
@@ -454,11 +541,17 @@ mod tests {
 
     #[test]
     fn backoff_doubles_up_to_its_limit_with_full_jitter() {
-        for (attempt, limit) in [(1, 100), (2, 200), (5, 1600), (9, 25_600), (10, 30_000), (1_000_000, 30_000)] {
+        for (attempt, limit) in
+            [(1, 100), (2, 200), (5, 1600), (9, 25_600), (10, 30_000), (1_000_000, 30_000)]
+        {
             let limit = Duration::from_millis(limit);
             let waits: Vec<_> = std::iter::repeat_with(|| backoff(attempt)).take(400).collect();
             assert!(waits.iter().all(|wait| *wait <= limit), "{attempt}");
-            assert!(waits.iter().any(|wait| *wait > limit / 2) && waits.iter().any(|wait| *wait < limit / 4), "{attempt}");
+            assert!(
+                waits.iter().any(|wait| *wait > limit / 2)
+                    && waits.iter().any(|wait| *wait < limit / 4),
+                "{attempt}"
+            );
         }
     }
 
@@ -476,7 +569,8 @@ mod tests {
             ("soon", None),
             ("99999999999999999999999", None),
         ] {
-            let headers = HeaderMap::from_iter([(header::RETRY_AFTER, HeaderValue::from_static(text))]);
+            let headers =
+                HeaderMap::from_iter([(header::RETRY_AFTER, HeaderValue::from_static(text))]);
             assert_eq!(retry_after(&headers, now), expected.map(Duration::from_secs), "{text}");
         }
         assert_eq!(retry_after(&HeaderMap::new(), now), None);

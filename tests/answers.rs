@@ -34,7 +34,14 @@ use Fate::{Failed, Relayed};
 
 /// Has the endpoint answer `calls` at once in the way `deed`, after a good one and before a good
 /// one; `announce` tells it which.
-async fn suffer(url: &str, variables: &[(&str, &str)], calls: usize, deed: &str, fate: &Fate, announce: impl Fn(bool)) {
+async fn suffer(
+    url: &str,
+    variables: &[(&str, &str)],
+    calls: usize,
+    deed: &str,
+    fate: &Fate,
+    announce: impl Fn(bool),
+) {
     let timeout = humantime::format_duration(TIMEOUT).to_string();
     let own = [("WEBHOOK_MAX_ATTEMPTS", "1"), ("WEBHOOK_TIMEOUT", &*timeout)];
     let mut setup = Setup::start(url, &[&own[..], variables].concat()).await;
@@ -77,9 +84,16 @@ async fn suffer(url: &str, variables: &[(&str, &str)], calls: usize, deed: &str,
 
 /// What inflates to a thousand times its size.
 fn bomb() -> Vec<u8> {
-    let mut gzip = Command::new("gzip").arg("-9").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut gzip = Command::new("gzip")
+        .arg("-9")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut input = gzip.stdin.take().unwrap();
-    let zeros = std::thread::spawn(move || std::io::Write::write_all(&mut input, &vec![0; 50_000_000]).unwrap());
+    let zeros = std::thread::spawn(move || {
+        std::io::Write::write_all(&mut input, &vec![0; 50_000_000]).unwrap()
+    });
     let gzip = gzip.wait_with_output().unwrap();
     zeros.join().unwrap();
     assert!(gzip.status.success() && gzip.stdout.len() < 60_000, "{}", gzip.stdout.len());
@@ -87,7 +101,12 @@ fn bomb() -> Vec<u8> {
 }
 
 /// Writes `begin`, and then `again` until nobody reads any more.
-async fn flood(stream: &mut (impl AsyncWrite + Unpin), begin: &[u8], again: &[u8], pause: Duration) {
+async fn flood(
+    stream: &mut (impl AsyncWrite + Unpin),
+    begin: &[u8],
+    again: &[u8],
+    pause: Duration,
+) {
     let mut sent = stream.write_all(begin).await;
     while sent.is_ok() {
         sent = stream.write_all(again).await;
@@ -103,15 +122,57 @@ async fn no_answer_over_http_1_takes_much_memory_or_time() {
     let deeds: [(&str, String, Vec<u8>, u64, Fate); 11] = [
         ("header_lines", HEAD.to_owned(), b"x-many: 1\r\n".repeat(1000), 0, Failed("too large")),
         ("header_line", format!("{HEAD}x-long: "), vec![b'x'; 1 << 16], 0, Failed("too large")),
-        ("interim", String::new(), b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n".repeat(1000), 0, Failed("no answer within 2s")),
+        (
+            "interim",
+            String::new(),
+            b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n".repeat(1000),
+            0,
+            Failed("no answer within 2s"),
+        ),
         ("head_drips", HEAD.to_owned(), b"x".to_vec(), 20, Failed("no answer within 2s")),
-        ("body_drips", format!("{HEAD}content-length: 1000000\r\n\r\n"), b"x".to_vec(), 20, Relayed),
-        ("body_gushes", format!("{HEAD}content-length: 1000000000000\r\n\r\n"), vec![b'x'; 1 << 16], 0, Relayed),
+        (
+            "body_drips",
+            format!("{HEAD}content-length: 1000000\r\n\r\n"),
+            b"x".to_vec(),
+            20,
+            Relayed,
+        ),
+        (
+            "body_gushes",
+            format!("{HEAD}content-length: 1000000000000\r\n\r\n"),
+            vec![b'x'; 1 << 16],
+            0,
+            Relayed,
+        ),
         ("body_without_end", format!("{HEAD}\r\n"), vec![b'x'; 1 << 16], 0, Relayed),
-        ("chunks", format!("{HEAD}transfer-encoding: chunked\r\n\r\n"), b"1\r\nx\r\n".repeat(1000), 0, Relayed),
-        ("chunk_extension", format!("{HEAD}transfer-encoding: chunked\r\n\r\n1;x="), vec![b'x'; 1 << 16], 0, Relayed),
-        ("chunk_size", format!("{HEAD}transfer-encoding: chunked\r\n\r\nffffffffffffff\r\n"), vec![b'x'; 1 << 16], 0, Relayed),
-        ("trailers", format!("{HEAD}transfer-encoding: chunked\r\n\r\n0\r\n"), b"x-many: 1\r\n".repeat(1000), 0, Relayed),
+        (
+            "chunks",
+            format!("{HEAD}transfer-encoding: chunked\r\n\r\n"),
+            b"1\r\nx\r\n".repeat(1000),
+            0,
+            Relayed,
+        ),
+        (
+            "chunk_extension",
+            format!("{HEAD}transfer-encoding: chunked\r\n\r\n1;x="),
+            vec![b'x'; 1 << 16],
+            0,
+            Relayed,
+        ),
+        (
+            "chunk_size",
+            format!("{HEAD}transfer-encoding: chunked\r\n\r\nffffffffffffff\r\n"),
+            vec![b'x'; 1 << 16],
+            0,
+            Relayed,
+        ),
+        (
+            "trailers",
+            format!("{HEAD}transfer-encoding: chunked\r\n\r\n0\r\n"),
+            b"x-many: 1\r\n".repeat(1000),
+            0,
+            Relayed,
+        ),
     ];
     let deeds = Arc::new(deeds);
     let shared = deeds.clone();
@@ -119,11 +180,23 @@ async fn no_answer_over_http_1_takes_much_memory_or_time() {
         let deeds = shared.clone();
         Box::pin(async move {
             while let Some(request) = request(&mut stream).await {
-                match deeds.iter().find(|(deed, ..)| request.contains(&format!("cms.cache.{deed}."))) {
+                match deeds
+                    .iter()
+                    .find(|(deed, ..)| request.contains(&format!("cms.cache.{deed}.")))
+                {
                     Some((_, begin, again, pause, _)) => {
-                        return flood(&mut stream, begin.as_bytes(), again, Duration::from_millis(*pause)).await;
+                        return flood(
+                            &mut stream,
+                            begin.as_bytes(),
+                            again,
+                            Duration::from_millis(*pause),
+                        )
+                        .await;
                     }
-                    None => stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap(),
+                    None => stream
+                        .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                        .await
+                        .unwrap(),
                 }
             }
         })
@@ -140,14 +213,32 @@ async fn an_answer_that_is_compressed_though_nobody_asked_is_not_inflated() {
     let authority = Authority::new();
     let listener = TlsListener::bind(authority.server(&["127.0.0.1"], &["h2"])).await;
     let copy = bomb.clone();
-    let reply = move |bomb: &Vec<u8>| Reply { body: bomb.clone(), ..Reply::ok().header("content-encoding", "gzip") };
-    let endpoints = [Endpoint::start(move |_| reply(&bomb)).await, Endpoint::tls(listener, move |_| reply(&copy))];
+    let reply = move |bomb: &Vec<u8>| Reply {
+        body: bomb.clone(),
+        ..Reply::ok().header("content-encoding", "gzip")
+    };
+    let endpoints = [
+        Endpoint::start(move |_| reply(&bomb)).await,
+        Endpoint::tls(listener, move |_| reply(&copy)),
+    ];
     for endpoint in &endpoints {
-        suffer(&endpoint.url(), &[("WEBHOOK_CA", &authority.path())], CALLS, "bomb", &Relayed, |_| {}).await;
+        suffer(
+            &endpoint.url(),
+            &[("WEBHOOK_CA", &authority.path())],
+            CALLS,
+            "bomb",
+            &Relayed,
+            |_| {},
+        )
+        .await;
         assert!(endpoint.calls().iter().all(|call| call.headers.get("accept-encoding").is_none()));
     }
     // Nor is one that calls itself so and is not.
-    let lying = Endpoint::start(|_| Reply { body: vec![0xff; 1000], ..Reply::ok().header("content-encoding", "gzip, br, nonsense") }).await;
+    let lying = Endpoint::start(|_| Reply {
+        body: vec![0xff; 1000],
+        ..Reply::ok().header("content-encoding", "gzip, br, nonsense")
+    })
+    .await;
     suffer(&lying.url(), &[], CALLS, "lie", &Relayed, |_| {}).await;
 }
 
@@ -176,7 +267,11 @@ type Frames = Box<dyn Fn(u32) -> Vec<u8> + Send + Sync>;
 type Deed = (&'static str, Frames, Frames, u64, Fate);
 
 /// Accepts calls, until one is for a deed.
-async fn converse(stream: TlsStream<TcpStream>, deeds: &[Deed], mut current: watch::Receiver<usize>) -> std::io::Result<()> {
+async fn converse(
+    stream: TlsStream<TcpStream>,
+    deeds: &[Deed],
+    mut current: watch::Receiver<usize>,
+) -> std::io::Result<()> {
     let (mut read, mut write) = tokio::io::split(stream);
     read.read_exact(&mut [0; 24]).await?;
     write.write_all(&frame(SETTINGS, 0, 0, &[])).await?;
@@ -192,7 +287,9 @@ async fn converse(stream: TlsStream<TcpStream>, deeds: &[Deed], mut current: wat
             (HEADERS, _) => {
                 let deed = *current.borrow_and_update();
                 let Some((_, begin, again, pause, _)) = deeds.get(deed) else {
-                    write.write_all(&frame(HEADERS, END_HEADERS | END_STREAM, stream, STATUS_200)).await?;
+                    write
+                        .write_all(&frame(HEADERS, END_HEADERS | END_STREAM, stream, STATUS_200))
+                        .await?;
                     continue;
                 };
                 let (begin, again, mut sink) = (begin(stream), again(stream), tokio::io::sink());
@@ -220,10 +317,23 @@ async fn no_answer_over_http_2_takes_much_memory_or_time() {
     let again = |kind: u8, flags: u8, payload: Vec<u8>, times: usize| -> Frames {
         Box::new(move |stream| frame(kind, flags, stream, &payload).repeat(times))
     };
-    let status = || -> Frames { Box::new(|stream| frame(HEADERS, END_HEADERS, stream, STATUS_200)) };
+    let status =
+        || -> Frames { Box::new(|stream| frame(HEADERS, END_HEADERS, stream, STATUS_200)) };
     let deeds: Vec<Deed> = vec![
-        ("headers", again(HEADERS, 0, STATUS_200.to_vec(), 1), again(CONTINUATION, 0, many.clone(), 1), 0, Failed("no usable answer")),
-        ("kept_headers", again(HEADERS, 0, STATUS_200.to_vec(), 1), again(CONTINUATION, 0, kept, 1), 0, Failed("no usable answer")),
+        (
+            "headers",
+            again(HEADERS, 0, STATUS_200.to_vec(), 1),
+            again(CONTINUATION, 0, many.clone(), 1),
+            0,
+            Failed("no usable answer"),
+        ),
+        (
+            "kept_headers",
+            again(HEADERS, 0, STATUS_200.to_vec(), 1),
+            again(CONTINUATION, 0, kept, 1),
+            0,
+            Failed("no usable answer"),
+        ),
         (
             "empty_continuations",
             again(HEADERS, 0, STATUS_200.to_vec(), 1),
@@ -238,8 +348,20 @@ async fn no_answer_over_http_2_takes_much_memory_or_time() {
         ("padding", status(), again(DATA, 8, [vec![255], vec![0; 255]].concat(), 100), 0, Relayed),
         ("trailers", status(), again(HEADERS, END_HEADERS | END_STREAM, many, 1), 0, Relayed),
         ("pings", none(), Box::new(|_| frame(PING, 0, 0, &[7; 8]).repeat(1000)), 0, Failed("no ")),
-        ("settings", none(), Box::new(|_| frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 1, 0]).repeat(1000)), 0, Failed("no ")),
-        ("unknown", none(), Box::new(|_| frame(0xaa, 0, 0, &[0; 16_384])), 0, Failed("no answer within 2s")),
+        (
+            "settings",
+            none(),
+            Box::new(|_| frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 1, 0]).repeat(1000)),
+            0,
+            Failed("no "),
+        ),
+        (
+            "unknown",
+            none(),
+            Box::new(|_| frame(0xaa, 0, 0, &[0; 16_384])),
+            0,
+            Failed("no answer within 2s"),
+        ),
         (
             "push",
             again(PUSH_PROMISE, END_HEADERS, [&[0, 0, 0, 2], STATUS_200].concat(), 1),

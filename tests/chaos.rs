@@ -8,7 +8,13 @@
 //!
 //! A replica that was frozen may publish once more what it had in calls, after newer messages of the subject. The stream
 //! on the relayed subjects drops these copies: what it has is judged, and it knows no exception.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stdout)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout
+)]
 
 mod support;
 
@@ -58,13 +64,18 @@ async fn with_a_cluster_of_three() {
 }
 
 async fn chaos(servers: usize) {
-    let wanted = |name: &str, default: &str| std::env::var(name).ok().filter(|text| !text.is_empty()).unwrap_or(default.to_owned());
-    let number = |name: &str, default: &str| wanted(name, default).parse::<u64>().unwrap_or_else(|_| panic!("{name} is a number"));
+    let wanted = |name: &str, default: &str| {
+        std::env::var(name).ok().filter(|text| !text.is_empty()).unwrap_or(default.to_owned())
+    };
+    let number = |name: &str, default: &str| {
+        wanted(name, default).parse::<u64>().unwrap_or_else(|_| panic!("{name} is a number"))
+    };
     if number("CHAOS_SERVERS", &servers.to_string()) != servers as u64 {
         return;
     }
     let _alone = ONE_AT_A_TIME.lock().await;
-    let (seed, seconds) = (number("CHAOS_SEED", "1"), Duration::from_secs(number("CHAOS_SECONDS", "20")));
+    let (seed, seconds) =
+        (number("CHAOS_SEED", "1"), Duration::from_secs(number("CHAOS_SECONDS", "20")));
     let attempts = wanted("CHAOS_ATTEMPTS", "unlimited");
     println!("chaos: seed {seed}, {seconds:?}, {servers} server(s), {attempts} attempts");
 
@@ -72,8 +83,17 @@ async fn chaos(servers: usize) {
     let diary = Diary::begin();
     let mut cluster = Cluster::start(servers).await;
     let client = cluster.client().await;
-    for (stream, subjects) in [("CMS", "cms.cache.>"), ("RELAYED", "relayed.>"), ("FAILED", "failed.>")] {
-        cluster.create_stream(&client, stream, subjects, json!({ "duplicate_window": Duration::from_secs(86400).as_nanos() as u64 })).await;
+    for (stream, subjects) in
+        [("CMS", "cms.cache.>"), ("RELAYED", "relayed.>"), ("FAILED", "failed.>")]
+    {
+        cluster
+            .create_stream(
+                &client,
+                stream,
+                subjects,
+                json!({ "duplicate_window": Duration::from_secs(86400).as_nanos() as u64 }),
+            )
+            .await;
     }
     let webhook = Webhook::start(rng.u64(..)).await;
     let mut relays = Vec::new();
@@ -104,13 +124,28 @@ async fn chaos(servers: usize) {
     let finished = finish(&client, &mut relays, &diary).await;
     let memory = relays.iter().map(|relay| relay.memory).max().unwrap_or_default();
     let logs: Vec<_> = relays.drain(..).flat_map(Replica::into_logs).collect();
-    record.source = read_stream(&client, "CMS").await.iter().map(|stored| key(&stored.subject, &stored.payload)).collect();
-    record.relayed = read_stream(&client, "RELAYED").await.iter().map(|stored| copy(stored, "Nats-Msg-Id")).collect();
-    record.failed = read_stream(&client, "FAILED").await.iter().map(|stored| copy(stored, "Relay-Id")).collect();
+    record.source = read_stream(&client, "CMS")
+        .await
+        .iter()
+        .map(|stored| key(&stored.subject, &stored.payload))
+        .collect();
+    record.relayed = read_stream(&client, "RELAYED")
+        .await
+        .iter()
+        .map(|stored| copy(stored, "Nats-Msg-Id"))
+        .collect();
+    record.failed = read_stream(&client, "FAILED")
+        .await
+        .iter()
+        .map(|stored| copy(stored, "Relay-Id"))
+        .collect();
     record.calls = webhook.calls();
 
     let verdict = Verdict::of(&record);
-    println!("\nchaos: seed {seed}, {seconds:?}, {servers} server(s), {attempts} attempts\n{verdict}{}", diary.counts());
+    println!(
+        "\nchaos: seed {seed}, {seconds:?}, {servers} server(s), {attempts} attempts\n{verdict}{}",
+        diary.counts()
+    );
     println!("{:<24}{:>8} {:?}", "webhook calls", record.calls.len(), by_answer(&record.calls));
     println!("{:<24}{memory:>8} KiB of {MOST_MEMORY}", "memory at its highest");
     let mut wrong = verdict.wrong();
@@ -131,7 +166,9 @@ async fn chaos(servers: usize) {
         keep(&folder, &logs, &mut cluster, &record);
     }
     if !wrong.is_empty() {
-        for (what, key) in wrong.iter().flat_map(|(what, keys)| keys.iter().take(3).map(move |key| (what, key))) {
+        for (what, key) in
+            wrong.iter().flat_map(|(what, keys)| keys.iter().take(3).map(move |key| (what, key)))
+        {
             println!("\n{what}: {key}\n{}", story(key, &record, &logs));
         }
         let wrong: Vec<_> = wrong.iter().map(|(what, _)| *what).collect();
@@ -154,7 +191,11 @@ impl Diary {
     }
 
     fn say(&self, what: &str) {
-        println!("{:8.3} {} {what}", self.begun.elapsed().as_secs_f64(), humantime::format_rfc3339_millis(SystemTime::now()));
+        println!(
+            "{:8.3} {} {what}",
+            self.begun.elapsed().as_secs_f64(),
+            humantime::format_rfc3339_millis(SystemTime::now())
+        );
     }
 
     fn count(&self, fault: &'static str, details: &str) {
@@ -215,7 +256,14 @@ struct Drain {
 
 /// Kills and stops relays, the one that works more often than others, and starts each again. Some of those that are
 /// stopped have calls that last, and lose their connection, their server or their time while they drain.
-async fn break_relays(relays: &mut [Replica], webhook: &Webhook, drain: &Drain, mut rng: Rng, end: Instant, diary: &Diary) {
+async fn break_relays(
+    relays: &mut [Replica],
+    webhook: &Webhook,
+    drain: &Drain,
+    mut rng: Rng,
+    end: Instant,
+    diary: &Diary,
+) {
     let mut deck = Deck::of(&[
         ("relay kill -9", true),
         ("relay kill -9", false),
@@ -233,9 +281,14 @@ async fn break_relays(relays: &mut [Replica], webhook: &Webhook, drain: &Drain, 
         let (any, away) = (rng.usize(..RELAYS), millis(&mut rng, 0..2000));
         let (cut_off, frozen) = (millis(&mut rng, 200..6000), millis(&mut rng, 4000..8000));
         let (fault, busiest) = deck.draw(&mut rng);
-        let number = if busiest { (0..RELAYS).max_by_key(|number| relays[*number].last_received()).unwrap() } else { any };
+        let number = if busiest {
+            (0..RELAYS).max_by_key(|number| relays[*number].last_received()).unwrap()
+        } else {
+            any
+        };
         let relay = &mut relays[number];
-        let details = format!("relay {number} for {away:?}{}", if busiest { ", the busiest" } else { "" });
+        let details =
+            format!("relay {number} for {away:?}{}", if busiest { ", the busiest" } else { "" });
         match fault {
             "relay kill -9" | "relay SIGTERM" => {
                 diary.count(fault, &details);
@@ -277,7 +330,14 @@ async fn break_relays(relays: &mut [Replica], webhook: &Webhook, drain: &Drain, 
 }
 
 /// Breaks servers, one at a time; what they serve is whole again before the next one.
-async fn break_servers(cluster: &mut Cluster, client: &Client, drain: &Drain, mut rng: Rng, end: Instant, diary: &Diary) {
+async fn break_servers(
+    cluster: &mut Cluster,
+    client: &Client,
+    drain: &Drain,
+    mut rng: Rng,
+    end: Instant,
+    diary: &Diary,
+) {
     const ALONE: &[&str] = &["server kill -9", "server SIGTERM", "server SIGSTOP"];
     const TOGETHER: &[&str] = &[
         "server kill -9",
@@ -298,17 +358,24 @@ async fn break_servers(cluster: &mut Cluster, client: &Client, drain: &Drain, mu
         if Instant::now() >= end {
             break;
         }
-        let (number, away, stream) = (rng.usize(..size), millis(&mut rng, 100..6000), *rng.choice(&["CMS", "RELAYED"]).unwrap());
+        let (number, away, stream) = (
+            rng.usize(..size),
+            millis(&mut rng, 100..6000),
+            *rng.choice(&["CMS", "RELAYED"]).unwrap(),
+        );
         let fault = if in_a_drain { "server kill -9" } else { deck.draw(&mut rng) };
         diary.add("server died in a drain", usize::from(in_a_drain));
         let node = &mut cluster.nodes()[number];
         match fault {
             "stream leader stepdown" => {
-                let answer = ask(client, format!("STREAM.LEADER.STEPDOWN.{stream}"), json!({})).await;
+                let answer =
+                    ask(client, format!("STREAM.LEADER.STEPDOWN.{stream}"), json!({})).await;
                 diary.count(fault, &format!("of {stream}{}", answer.err().unwrap_or_default()));
             }
             "consumer leader stepdown" => {
-                let answer = ask(client, format!("CONSUMER.LEADER.STEPDOWN.CMS.{CONSUMER}"), json!({})).await;
+                let answer =
+                    ask(client, format!("CONSUMER.LEADER.STEPDOWN.CMS.{CONSUMER}"), json!({}))
+                        .await;
                 diary.count(fault, &answer.err().unwrap_or_default());
             }
             "server SIGSTOP" => {
@@ -340,7 +407,14 @@ async fn break_servers(cluster: &mut Cluster, client: &Client, drain: &Drain, mu
 
 /// Cuts the relays' connections, between messages or within one, makes one of them slow, removes the consumer while
 /// all are cut off, and has the webhook refuse everything for a while.
-async fn break_connections(proxies: &[Vec<Arc<Proxy>>], client: &Client, webhook: &Webhook, mut rng: Rng, end: Instant, diary: &Diary) {
+async fn break_connections(
+    proxies: &[Vec<Arc<Proxy>>],
+    client: &Client,
+    webhook: &Webhook,
+    mut rng: Rng,
+    end: Instant,
+    diary: &Diary,
+) {
     let mut deck = Deck::of(&[
         "connection cut",
         "in mid-message",
@@ -353,7 +427,8 @@ async fn break_connections(proxies: &[Vec<Arc<Proxy>>], client: &Client, webhook
     ]);
     let all = || proxies.iter().flatten();
     while pause(millis(&mut rng, 300..2500), end).await {
-        let (number, bytes, away) = (rng.usize(..RELAYS), rng.usize(1..30_000), millis(&mut rng, 200..3000));
+        let (number, bytes, away) =
+            (rng.usize(..RELAYS), rng.usize(1..30_000), millis(&mut rng, 200..3000));
         let rate = rng.usize(5_000_000..20_000_000);
         match deck.draw(&mut rng) {
             "webhook away" => {
@@ -377,8 +452,12 @@ async fn break_connections(proxies: &[Vec<Arc<Proxy>>], client: &Client, webhook
             }
             "consumer removed" => {
                 all().for_each(|proxy| proxy.close());
-                let answer = ask(client, format!("CONSUMER.DELETE.CMS.{CONSUMER}"), json!({})).await;
-                diary.count("consumer removed", &format!("and all cut off for {away:?} {}", answer.err().unwrap_or_default()));
+                let answer =
+                    ask(client, format!("CONSUMER.DELETE.CMS.{CONSUMER}"), json!({})).await;
+                diary.count(
+                    "consumer removed",
+                    &format!("and all cut off for {away:?} {}", answer.err().unwrap_or_default()),
+                );
                 pause(away, end).await;
                 all().for_each(|proxy| proxy.open());
             }
@@ -402,7 +481,9 @@ async fn tell_progress(client: &Client, end: Instant, diary: &Diary) {
         let mut counts = Vec::new();
         for stream in ["CMS", "RELAYED"] {
             let info = ask(client, format!("STREAM.INFO.{stream}"), json!({})).await;
-            counts.push(info.map_or_else(|error| error, |info| info["state"]["messages"].to_string()));
+            counts.push(
+                info.map_or_else(|error| error, |info| info["state"]["messages"].to_string()),
+            );
         }
         diary.say(&format!("{} stored, {} relayed", counts[0], counts[1]));
     }
@@ -416,8 +497,13 @@ async fn finish(client: &Client, relays: &mut [Replica], diary: &Diary) -> bool 
             relay.revive(diary);
             relay.measure();
         }
-        let relayed = ask(client, "STREAM.INFO.RELAYED", json!({})).await.map_or(json!(null), |info| info["state"]["messages"].clone());
-        let end = ask(client, "STREAM.INFO.CMS", json!({})).await.ok().and_then(|info| info["state"]["last_seq"].as_u64());
+        let relayed = ask(client, "STREAM.INFO.RELAYED", json!({}))
+            .await
+            .map_or(json!(null), |info| info["state"]["messages"].clone());
+        let end = ask(client, "STREAM.INFO.CMS", json!({}))
+            .await
+            .ok()
+            .and_then(|info| info["state"]["last_seq"].as_u64());
         // A leader that was just elected counts nothing at first.
         let is_settled = |info: &Value| {
             let is_empty = info["num_pending"] == 0 && info["num_ack_pending"] == 0;
@@ -425,7 +511,10 @@ async fn finish(client: &Client, relays: &mut [Replica], diary: &Diary) -> bool 
         };
         let state = match ask(client, format!("CONSUMER.INFO.CMS.{CONSUMER}"), json!({})).await {
             Ok(info) if is_settled(&info) => break true,
-            Ok(info) => format!("{} waiting, {} being worked on, {relayed} relayed", info["num_pending"], info["num_ack_pending"]),
+            Ok(info) => format!(
+                "{} waiting, {} being worked on, {relayed} relayed",
+                info["num_pending"], info["num_ack_pending"]
+            ),
             Err(error) => format!("{error}, {relayed} relayed"),
         };
         if state != last {
@@ -458,7 +547,8 @@ async fn publish(publisher: usize, client: Client, mut rng: Rng, end: Instant) -
     while pause(millis(&mut rng, 0..if burst > 0 { 1 } else { 60 }), end).await {
         let own = rng.usize(..SUBJECTS_EACH);
         numbers[own] += 1;
-        let key = Key { subject: format!("s{}", publisher * SUBJECTS_EACH + own), number: numbers[own] };
+        let key =
+            Key { subject: format!("s{}", publisher * SUBJECTS_EACH + own), number: numbers[own] };
         // More than a server keeps for a client that is slow, now and then.
         burst = if rng.u16(..6000) == 0 { 120 } else { burst.saturating_sub(1) };
         let filler = match rng.u16(..600) {
@@ -471,10 +561,20 @@ async fn publish(publisher: usize, client: Client, mut rng: Rng, end: Instant) -
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Msg-Id", key.to_string());
         let attempt = || async {
-            let request = Request::new().headers(headers.clone()).payload(payload.clone().into()).timeout(Some(Duration::from_secs(1)));
-            let answer = client.send_request(format!("cms.cache.{}", key.subject), request).await.map_err(|error| error.to_string())?;
+            let request = Request::new()
+                .headers(headers.clone())
+                .payload(payload.clone().into())
+                .timeout(Some(Duration::from_secs(1)));
+            let answer = client
+                .send_request(format!("cms.cache.{}", key.subject), request)
+                .await
+                .map_err(|error| error.to_string())?;
             let answer = String::from_utf8_lossy(&answer.payload).into_owned();
-            if answer.contains("\"stream\":\"CMS\"") && !answer.contains("\"error\"") { Ok(()) } else { Err(answer) }
+            if answer.contains("\"stream\":\"CMS\"") && !answer.contains("\"error\"") {
+                Ok(())
+            } else {
+                Err(answer)
+            }
         };
         while attempt().await.is_err() {
             sleep(Duration::from_millis(50)).await;
@@ -522,7 +622,8 @@ struct Webhook {
 
 impl Webhook {
     async fn start(seed: u64) -> Self {
-        let (calls, tries) = (Arc::<Mutex<Vec<Call>>>::default(), Arc::<Mutex<HashMap<Key, u64>>>::default());
+        let (calls, tries) =
+            (Arc::<Mutex<Vec<Call>>>::default(), Arc::<Mutex<HashMap<Key, u64>>>::default());
         let [away, slow, healthy] = std::array::from_fn(|_| Arc::<AtomicBool>::default());
         let shared = (calls.clone(), away.clone(), slow.clone(), healthy.clone());
         let port = raw(move |_, mut stream| {
@@ -535,7 +636,8 @@ impl Webhook {
                         let nth = tries.entry(key.clone()).or_default();
                         *nth += 1;
                         let (answer, delay, if_slow) = decide(seed, &key, *nth);
-                        let delay = if slow.load(Ordering::Relaxed) { delay.max(if_slow) } else { delay };
+                        let delay =
+                            if slow.load(Ordering::Relaxed) { delay.max(if_slow) } else { delay };
                         let answer = match () {
                             () if healthy.load(Ordering::Relaxed) => Answer::Accepted,
                             () if away.load(Ordering::Relaxed) => Answer::Refused,
@@ -544,8 +646,11 @@ impl Webhook {
                         (Call { key, id, answer, at: SystemTime::now() }, delay)
                     };
                     let begun = Instant::now();
-                    while begun.elapsed() < delay && !(call.answer == Answer::Accepted && healthy.load(Ordering::Relaxed)) {
-                        sleep((delay - begun.elapsed().min(delay)).min(Duration::from_millis(50))).await;
+                    while begun.elapsed() < delay
+                        && !(call.answer == Answer::Accepted && healthy.load(Ordering::Relaxed))
+                    {
+                        sleep((delay - begun.elapsed().min(delay)).min(Duration::from_millis(50)))
+                            .await;
                     }
                     call.at = SystemTime::now();
                     let answer = call.answer;
@@ -605,7 +710,9 @@ async fn reply(stream: &mut TcpStream, answer: Answer) -> bool {
 /// The message and the `webhook-id` of a request.
 fn called(request: &str) -> (Key, String) {
     let (head, body) = request.split_once("\r\n\r\n").unwrap();
-    let header = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")).unwrap();
+    let header = |name: &str| {
+        head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")).unwrap()
+    };
     (key(header("nats-subject"), body.as_bytes()), header("webhook-id").to_owned())
 }
 
@@ -666,9 +773,12 @@ impl Replica {
 
     /// Takes note of how much memory it has occupied.
     fn measure(&mut self) {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.relay.pid())).unwrap_or_default();
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.relay.pid()))
+            .unwrap_or_default();
         // One that has ended occupies none.
-        let highest = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse().ok());
+        let highest = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse().ok());
         self.memory = self.memory.max(highest.unwrap_or(0));
     }
 
@@ -676,7 +786,10 @@ impl Replica {
     fn revive(&mut self, diary: &Diary) {
         if !self.relay.is_running() {
             let log = self.relay.log();
-            diary.count(SELF_ENDED, &format!("relay {}: {}", self.number, log.last().map_or("", String::as_str)));
+            diary.count(
+                SELF_ENDED,
+                &format!("relay {}: {}", self.number, log.last().map_or("", String::as_str)),
+            );
             assert!(diary.times(SELF_ENDED) < 20, "relays do not run: {}", log.join("\n"));
             self.spawn();
         }
@@ -693,7 +806,11 @@ impl Replica {
     fn into_logs(mut self) -> Vec<(String, Vec<String>)> {
         self.logs.push(self.relay.log());
         let number = self.number;
-        self.logs.into_iter().enumerate().map(|(life, log)| (format!("relay-{number}-{life}"), log)).collect()
+        self.logs
+            .into_iter()
+            .enumerate()
+            .map(|(life, log)| (format!("relay-{number}-{life}"), log))
+            .collect()
     }
 }
 
@@ -738,8 +855,13 @@ fn story(wanted: &Key, record: &Record, logs: &[(String, Vec<String>)]) -> Strin
         }
     }
     for (name, log) in logs {
-        for line in log.iter().filter(|line| ids.iter().any(|id| line.contains(&format!("\"{id}\"")))) {
-            lines.push((support::relay::field(line, "timestamp").to_owned(), format!("{name}: {line}")));
+        for line in
+            log.iter().filter(|line| ids.iter().any(|id| line.contains(&format!("\"{id}\""))))
+        {
+            lines.push((
+                support::relay::field(line, "timestamp").to_owned(),
+                format!("{name}: {line}"),
+            ));
         }
     }
     lines.sort();
@@ -764,24 +886,44 @@ fn keep(folder: &Path, logs: &[(String, Vec<String>)], cluster: &mut Cluster, re
         std::fs::write(folder.join(format!("server-{number}")), node.log()).unwrap();
     }
     let time = |at| humantime::format_rfc3339_micros(at);
-    let calls: Vec<_> = record.calls.iter().map(|call| format!("{} {} {} {:?}", time(call.at), call.key, call.id, call.answer)).collect();
+    let calls: Vec<_> = record
+        .calls
+        .iter()
+        .map(|call| format!("{} {} {} {:?}", time(call.at), call.key, call.id, call.answer))
+        .collect();
     std::fs::write(folder.join("calls"), calls.join("\n")).unwrap();
     for (name, copies) in [("relayed", &record.relayed), ("failed", &record.failed)] {
-        let copies: Vec<_> = copies.iter().map(|copy| format!("{} {} {}", time(copy.at), copy.key, copy.id)).collect();
+        let copies: Vec<_> = copies
+            .iter()
+            .map(|copy| format!("{} {} {}", time(copy.at), copy.key, copy.id))
+            .collect();
         std::fs::write(folder.join(name), copies.join("\n")).unwrap();
     }
-    std::fs::write(folder.join("source"), record.source.iter().map(|key| format!("{key}\n")).collect::<String>()).unwrap();
+    std::fs::write(
+        folder.join("source"),
+        record.source.iter().map(|key| format!("{key}\n")).collect::<String>(),
+    )
+    .unwrap();
 }
 
 // ---- The judge is just -------------------------------------------------------------------
 
 /// A record of two subjects on which all went well: each message is called and accepted a second before it is relayed.
 fn good() -> Record {
-    let keys: Vec<_> = (0..8).map(|at| Key { subject: format!("s{}", at % 2), number: at / 2 + 1 }).collect();
-    let at = |index: usize, extra: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(10 * index as u64 + extra);
+    let keys: Vec<_> =
+        (0..8).map(|at| Key { subject: format!("s{}", at % 2), number: at / 2 + 1 }).collect();
+    let at = |index: usize, extra: u64| {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(10 * index as u64 + extra)
+    };
     let id = |key: &Key| format!("id of {key}");
-    let call = |(index, key): (usize, &Key)| Call { key: key.clone(), id: id(key), answer: Answer::Accepted, at: at(index, 0) };
-    let copy = |(index, key): (usize, &Key)| Copy { key: key.clone(), id: id(key), at: at(index, 1) };
+    let call = |(index, key): (usize, &Key)| Call {
+        key: key.clone(),
+        id: id(key),
+        answer: Answer::Accepted,
+        at: at(index, 0),
+    };
+    let copy =
+        |(index, key): (usize, &Key)| Copy { key: key.clone(), id: id(key), at: at(index, 1) };
     Record {
         acknowledged: keys.clone(),
         source: keys.clone(),
@@ -798,7 +940,9 @@ fn wrong_after(spoil: impl FnOnce(&mut Record)) -> Vec<String> {
     Verdict::of(&record)
         .wrong()
         .iter()
-        .map(|(what, keys)| format!("{what}: {}", keys.iter().map(Key::to_string).collect::<Vec<_>>().join(", ")))
+        .map(|(what, keys)| {
+            format!("{what}: {}", keys.iter().map(Key::to_string).collect::<Vec<_>>().join(", "))
+        })
         .collect()
 }
 
@@ -810,10 +954,18 @@ fn a_good_record_is_found_good() {
     // Subjects may overtake one another.
     assert!(wrong_after(|record| record.relayed.swap(2, 3)).is_empty());
     // A message may be called again after it was accepted, and may fail in place of being relayed.
-    assert!(wrong_after(|record| record.calls.push(Call { answer: Answer::Refused, ..record.calls[0].clone() })).is_empty());
+    assert!(
+        wrong_after(|record| record
+            .calls
+            .push(Call { answer: Answer::Refused, ..record.calls[0].clone() }))
+        .is_empty()
+    );
     assert!(wrong_after(|record| record.failed.push(record.relayed.remove(3))).is_empty());
     // What was not acknowledged may be lost, or relayed.
-    assert!(wrong_after(|record| drop((record.acknowledged.remove(3), record.relayed.remove(3)))).is_empty());
+    assert!(
+        wrong_after(|record| drop((record.acknowledged.remove(3), record.relayed.remove(3))))
+            .is_empty()
+    );
     assert!(wrong_after(|record| drop(record.acknowledged.remove(3))).is_empty());
 }
 
@@ -853,7 +1005,10 @@ fn a_message_that_was_overtaken_is_found() {
         ["out of order: s0 1"]
     );
     // A second copy is out of place, but not out of order.
-    assert_eq!(wrong_after(|record| record.relayed.insert(7, record.relayed[1].clone())), ["duplicated: s1 1"]);
+    assert_eq!(
+        wrong_after(|record| record.relayed.insert(7, record.relayed[1].clone())),
+        ["duplicated: s1 1"]
+    );
 }
 
 #[test]
@@ -863,7 +1018,10 @@ fn a_message_that_was_relayed_too_early_is_found() {
     for answer in [Answer::Refused, Answer::Hung, Answer::Closed, Answer::Torn] {
         assert_eq!(wrong_after(|record| record.calls[3].answer = answer), violation);
     }
-    assert_eq!(wrong_after(|record| record.calls[3].at = record.relayed[3].at + Duration::from_millis(1)), violation);
+    assert_eq!(
+        wrong_after(|record| record.calls[3].at = record.relayed[3].at + Duration::from_millis(1)),
+        violation
+    );
     assert_eq!(wrong_after(|record| record.calls[3].id = "another".to_owned()), violation);
     assert_eq!(wrong_after(|record| record.calls[3].key = record.calls[4].key.clone()), violation);
     // The first of several accepted calls counts.
@@ -876,16 +1034,30 @@ fn a_message_that_was_relayed_too_early_is_found() {
 
 #[test]
 fn what_is_not_the_relays_fault_is_told_apart() {
-    assert_eq!(wrong_after(|record| drop((record.source.remove(3), record.relayed.remove(3)))), ["lost: s1 2", "lost by the server: s1 2"]);
-    assert_eq!(wrong_after(|record| record.source.push(record.source[3].clone())), ["stored twice by the server: s1 2"]);
-    let invented = |record: &mut Record| drop((record.source.remove(3), record.acknowledged.remove(3)));
+    assert_eq!(
+        wrong_after(|record| drop((record.source.remove(3), record.relayed.remove(3)))),
+        ["lost: s1 2", "lost by the server: s1 2"]
+    );
+    assert_eq!(
+        wrong_after(|record| record.source.push(record.source[3].clone())),
+        ["stored twice by the server: s1 2"]
+    );
+    let invented =
+        |record: &mut Record| drop((record.source.remove(3), record.acknowledged.remove(3)));
     assert_eq!(wrong_after(invented), ["never published: s1 2"]);
 }
 
 #[test]
 fn a_changed_payload_is_found() {
-    assert_eq!(key("cms.cache.s1", payload(7, 100).as_bytes()), Key { subject: "s1".to_owned(), number: 7 });
-    for changed in [payload(7, 100).replace('k', "l"), payload(7, 100) + "a", payload(7, 100).replacen('7', "8", 1)] {
+    assert_eq!(
+        key("cms.cache.s1", payload(7, 100).as_bytes()),
+        Key { subject: "s1".to_owned(), number: 7 }
+    );
+    for changed in [
+        payload(7, 100).replace('k', "l"),
+        payload(7, 100) + "a",
+        payload(7, 100).replacen('7', "8", 1),
+    ] {
         assert!(std::panic::catch_unwind(|| key("relayed.cache.s1", changed.as_bytes())).is_err());
     }
 }
@@ -895,7 +1067,13 @@ fn the_webhook_decides_by_the_seed_alone() {
     let keys: Vec<_> = (0..1000).map(|number| Key { subject: "s0".to_owned(), number }).collect();
     let decide_all = |seed| keys.iter().map(|key| decide(seed, key, 1).0).collect::<Vec<_>>();
     let hanging = |key: &&Key| decide(1, key, 1).1 >= Duration::from_secs(5);
-    assert!((0..10_000).map(|number| Key { subject: "s1".to_owned(), number }).filter(|key| hanging(&key)).count() > 1);
+    assert!(
+        (0..10_000)
+            .map(|number| Key { subject: "s1".to_owned(), number })
+            .filter(|key| hanging(&key))
+            .count()
+            > 1
+    );
     assert_eq!(decide_all(1), decide_all(1));
     assert_ne!(decide_all(1), decide_all(2));
     for answer in [Answer::Accepted, Answer::Refused, Answer::Hung, Answer::Closed, Answer::Torn] {

@@ -107,7 +107,11 @@ fn every_bad_value_is_reported_in_one_go_with_its_name_and_what_is_expected() {
         ("NATS_PENDING_BYTES", "many", "64MiB"),
         ("NATS_STREAM", "a.b", "a name without white space, dots"),
         ("NATS_CONSUMER", "two words", "a name without white space, dots"),
-        ("NATS_DELIVER", "yesterday", "new, all, last-per-subject, or an age such as 6h, not \"yesterday\""),
+        (
+            "NATS_DELIVER",
+            "yesterday",
+            "new, all, last-per-subject, or an age such as 6h, not \"yesterday\"",
+        ),
         ("NATS_STREAM_CREATE", "yes", "true or false, not \"yes\""),
         ("NATS_REPLICAS_SHARE", "maybe", "true or false, not \"maybe\""),
         ("NATS_JETSTREAM_DOMAIN", "a/b", "a name without white space, dots"),
@@ -131,12 +135,22 @@ fn every_bad_value_is_reported_in_one_go_with_its_name_and_what_is_expected() {
         ("LOG_FORMAT", "xml", "pretty, compact or json, not \"xml\""),
         ("RUST_LOG", "relay=loud", "error, warn, info, debug, trace"),
     ];
-    let covered: BTreeSet<_> = bad.iter().map(|(name, ..)| *name).chain(["NATS_USER", "NATS_TOKEN", "PLUGIN_CACHE"]).collect();
-    assert_eq!(covered, VARIABLES.iter().map(|variable| variable.name).collect(), "a variable that this table does not cover");
+    let covered: BTreeSet<_> = bad
+        .iter()
+        .map(|(name, ..)| *name)
+        .chain(["NATS_USER", "NATS_TOKEN", "PLUGIN_CACHE"])
+        .collect();
+    assert_eq!(
+        covered,
+        VARIABLES.iter().map(|variable| variable.name).collect(),
+        "a variable that this table does not cover"
+    );
 
     let variables: Vec<_> = bad.iter().map(|(name, value, _)| (*name, *value)).collect();
-    let expected: Vec<_> = bad.iter().map(|(name, _, expected)| (format!("{name}: "), *expected)).collect();
-    let expected: Vec<_> = expected.iter().map(|(name, expected)| (name.as_str(), *expected)).collect();
+    let expected: Vec<_> =
+        bad.iter().map(|(name, _, expected)| (format!("{name}: "), *expected)).collect();
+    let expected: Vec<_> =
+        expected.iter().map(|(name, expected)| (name.as_str(), *expected)).collect();
     assert_exactly(&mistakes(&variables), &expected);
 }
 
@@ -183,11 +197,16 @@ fn secrets_from_files_that_are_missing_empty_or_in_doubt() {
     let folder = TempDir::new().unwrap();
     std::fs::write(folder.path().join("empty"), " \n").unwrap();
     std::fs::write(folder.path().join("full"), "hunter2\n").unwrap();
-    let (missing, empty, full) = (folder.path().join("missing"), folder.path().join("empty"), folder.path().join("full"));
+    let (missing, empty, full) =
+        (folder.path().join("missing"), folder.path().join("empty"), folder.path().join("full"));
     let names: Vec<_> = VARIABLES
         .iter()
         .filter(|variable| variable.secret)
-        .flat_map(|variable| std::iter::once(&variable.name).chain(variable.aliases).map(move |name| (variable, *name)))
+        .flat_map(|variable| {
+            std::iter::once(&variable.name)
+                .chain(variable.aliases)
+                .map(move |name| (variable, *name))
+        })
         .collect();
     for expected in [
         "WEBHOOK_DESTINATION",
@@ -206,20 +225,37 @@ fn secrets_from_files_that_are_missing_empty_or_in_doubt() {
         let file = format!("{name}_FILE");
         // Without the variable's other names, which would decide first.
         let rest = || {
-            GOOD.iter().filter(|(other, _)| *other != variable.name).chain([&("NATS_USER", "relay")]).filter(|(other, _)| *other != name)
+            GOOD.iter()
+                .filter(|(other, _)| *other != variable.name)
+                .chain([&("NATS_USER", "relay")])
+                .filter(|(other, _)| *other != name)
         };
-        for (path, expected) in [(&missing, "cannot read the file that it names"), (&empty, "the file that it names is empty")] {
+        for (path, expected) in [
+            (&missing, "cannot read the file that it names"),
+            (&empty, "the file that it names is empty"),
+        ] {
             let path = path.to_str().unwrap();
             let variables: Vec<_> = rest().copied().chain([(file.as_str(), path)]).collect();
             let found = mistakes(&variables);
             let start = format!("{file}: ");
-            assert!(found.iter().any(|line| line.starts_with(&start) && line.contains(expected)), "{file}: {found:#?}");
+            assert!(
+                found.iter().any(|line| line.starts_with(&start) && line.contains(expected)),
+                "{file}: {found:#?}"
+            );
             // It may be the secret itself that was put there.
             assert!(found.iter().all(|line| !line.contains(path)), "{file}: {found:#?}");
         }
-        let variables: Vec<_> = rest().copied().chain([(name, SECRET), (file.as_str(), full.to_str().unwrap())]).collect();
+        let variables: Vec<_> = rest()
+            .copied()
+            .chain([(name, SECRET), (file.as_str(), full.to_str().unwrap())])
+            .collect();
         let found = mistakes(&variables);
-        assert!(found.iter().any(|line| line.starts_with(&format!("{name}: both {name} and {file} are set"))), "{found:#?}");
+        assert!(
+            found
+                .iter()
+                .any(|line| line.starts_with(&format!("{name}: both {name} and {file} are set"))),
+            "{found:#?}"
+        );
     }
 }
 
@@ -230,7 +266,10 @@ async fn a_password_file_with_a_trailing_newline_opens_the_server() {
     std::fs::write(folder.path().join("password"), "hunter2\n").unwrap();
     for (user, password) in [("NATS_USER", "NATS_PASS_FILE"), ("NATS_USER", "NATS_PASSWORD_FILE")] {
         let url = nats.url();
-        let (status, _, stderr) = check_in(&folder, &good(&[("NATS_HOST", &url), (user, "relay"), (password, "password")]));
+        let (status, _, stderr) = check_in(
+            &folder,
+            &good(&[("NATS_HOST", &url), (user, "relay"), (password, "password")]),
+        );
         assert!(status.success(), "{password}: {stderr}");
     }
 }
@@ -242,7 +281,13 @@ async fn aliases_mean_the_same() {
     for host in ["NATS_HOST", "NATS_URL", "NATS_ADDRESS"] {
         for password in ["NATS_PASS", "NATS_PASSWORD"] {
             // The empty ones are unset, so the aliases are looked at.
-            let variables = good(&[("NATS_HOST", ""), (host, &url), ("NATS_USER", "relay"), ("NATS_PASS", ""), (password, SECRET)]);
+            let variables = good(&[
+                ("NATS_HOST", ""),
+                (host, &url),
+                ("NATS_USER", "relay"),
+                ("NATS_PASS", ""),
+                (password, SECRET),
+            ]);
             let (status, _, stderr) = check(&variables);
             assert!(status.success(), "{host} {password}: {stderr}");
         }
@@ -253,8 +298,12 @@ async fn aliases_mean_the_same() {
 fn empty_means_unset() {
     for empty in ["", " ", "\t\n"] {
         // A required one is missing, and one that has a default has it again.
-        let found =
-            mistakes_with(&[("NATS_SUBJECT_PREFIX", empty), ("MAX_IN_FLIGHT", empty), ("NATS_STREAM", empty), ("WEBHOOK_NONSENSE", empty)]);
+        let found = mistakes_with(&[
+            ("NATS_SUBJECT_PREFIX", empty),
+            ("MAX_IN_FLIGHT", empty),
+            ("NATS_STREAM", empty),
+            ("WEBHOOK_NONSENSE", empty),
+        ]);
         assert_exactly(&found, &[("NATS_SUBJECT_PREFIX: required", "")]);
     }
 }
@@ -268,12 +317,21 @@ fn the_process_wins_over_env_local_over_env() {
         "MAX_IN_FLIGHT=env\nSHUTDOWN_GRACE=env\nLOG_FORMAT=env\nNATS_PENDING_BYTES=env\nWEBHOOK_TIMEOUT=env\n",
     )
     .unwrap();
-    std::fs::write(folder.path().join(".env.local"), "MAX_IN_FLIGHT=local\nSHUTDOWN_GRACE=local\nNATS_PENDING_BYTES=\n").unwrap();
-    let found = mistakes_in(&folder, &good(&[("MAX_IN_FLIGHT", "process"), ("WEBHOOK_TIMEOUT", "")]));
+    std::fs::write(
+        folder.path().join(".env.local"),
+        "MAX_IN_FLIGHT=local\nSHUTDOWN_GRACE=local\nNATS_PENDING_BYTES=\n",
+    )
+    .unwrap();
+    let found =
+        mistakes_in(&folder, &good(&[("MAX_IN_FLIGHT", "process"), ("WEBHOOK_TIMEOUT", "")]));
     // Set to nothing, NATS_PENDING_BYTES in .env.local and WEBHOOK_TIMEOUT in the process are unset.
     assert_exactly(
         &found,
-        &[("MAX_IN_FLIGHT: ", "not \"process\""), ("SHUTDOWN_GRACE: ", "not \"local\""), ("LOG_FORMAT: ", "not \"env\"")],
+        &[
+            ("MAX_IN_FLIGHT: ", "not \"process\""),
+            ("SHUTDOWN_GRACE: ", "not \"local\""),
+            ("LOG_FORMAT: ", "not \"env\""),
+        ],
     );
 }
 
@@ -285,7 +343,11 @@ fn dotenv_files_have_quotes_comments_and_export() {
     let found = mistakes_in(&folder, &GOOD);
     assert_exactly(
         &found,
-        &[("MAX_IN_FLIGHT: ", "not \"a # b $HOME\""), ("LOG_FORMAT: ", "not \"x#y\""), ("SHUTDOWN_GRACE: ", "not \"a b\"")],
+        &[
+            ("MAX_IN_FLIGHT: ", "not \"a # b $HOME\""),
+            ("LOG_FORMAT: ", "not \"x#y\""),
+            ("SHUTDOWN_GRACE: ", "not \"a b\""),
+        ],
     );
 }
 
@@ -314,7 +376,8 @@ fn a_malformed_dotenv_file_is_named_and_its_line_is_not_quoted() {
 
 #[test]
 fn prefixes_that_would_make_a_loop_are_refused() {
-    let (listen, relayed, failed) = ("NATS_SUBJECT_PREFIX", "NATS_RELAYED_SUBJECT_PREFIX", "NATS_FAILED_SUBJECT_PREFIX");
+    let (listen, relayed, failed) =
+        ("NATS_SUBJECT_PREFIX", "NATS_RELAYED_SUBJECT_PREFIX", "NATS_FAILED_SUBJECT_PREFIX");
     for (name, value) in [
         (relayed, "cms.cache"),
         (relayed, "cms.cache.done"),
@@ -325,11 +388,17 @@ fn prefixes_that_would_make_a_loop_are_refused() {
     ] {
         assert_exactly(
             &mistakes_with(&[(name, value)]),
-            &[(&format!("{name}: {value} is equal to, below or above {listen} (cms.cache)"), "loop")],
+            &[(
+                &format!("{name}: {value} is equal to, below or above {listen} (cms.cache)"),
+                "loop",
+            )],
         );
     }
     for value in ["relayed.cache", "relayed.cache.failed", "relayed"] {
-        assert_exactly(&mistakes_with(&[(failed, value)]), &[(&format!("{failed}: {value} is equal to, below or above {relayed}"), "")]);
+        assert_exactly(
+            &mistakes_with(&[(failed, value)]),
+            &[(&format!("{failed}: {value} is equal to, below or above {relayed}"), "")],
+        );
     }
     // Both at once, and the destinations' mistake with them.
     let found = mistakes_with(&[(relayed, "cms"), (failed, "cms"), ("WEBHOOK_DESTINATION", "x")]);
@@ -351,14 +420,26 @@ async fn an_unknown_variable_is_warned_about_with_the_nearest_name_and_does_not_
     for (name, nearest) in unknown {
         let lines = relay.lines(&format!("{name} is not a variable"));
         assert_eq!(lines.len(), 1, "{:?}", relay.log());
-        assert!(lines[0].contains("\"WARN\"") && lines[0].contains(&format!("nearest is {nearest}")), "{lines:?}");
+        assert!(
+            lines[0].contains("\"WARN\"") && lines[0].contains(&format!("nearest is {nearest}")),
+            "{lines:?}"
+        );
         assert!(!lines[0].contains(SECRET), "{lines:?}");
     }
     assert!(relay.stop().await.success());
 
     // Beside mistakes, where a misspelt name is often the reason.
-    let found = mistakes_with(&[("WEBHOOK_DESTINATION", ""), ("WEBHOOK_DESTINATON", "http://h/?s=hunter2")]);
-    assert_exactly(&found, &[("WEBHOOK_DESTINATION: required", ""), ("WEBHOOK_DESTINATON ", "nearest is WEBHOOK_DESTINATION")]);
+    let found = mistakes_with(&[
+        ("WEBHOOK_DESTINATION", ""),
+        ("WEBHOOK_DESTINATON", "http://h/?s=hunter2"),
+    ]);
+    assert_exactly(
+        &found,
+        &[
+            ("WEBHOOK_DESTINATION: required", ""),
+            ("WEBHOOK_DESTINATON ", "nearest is WEBHOOK_DESTINATION"),
+        ],
+    );
 }
 
 #[tokio::test]
@@ -376,7 +457,10 @@ async fn what_kubernetes_sets_for_a_service_named_nats_is_ignored() {
     variables.extend(injected);
     let (status, stdout, stderr) = check(&variables);
     assert!(status.success(), "{stderr}");
-    assert!(!format!("{stdout}{stderr}").contains("NATS_PORT") && stderr.is_empty(), "{stdout}{stderr}");
+    assert!(
+        !format!("{stdout}{stderr}").contains("NATS_PORT") && stderr.is_empty(),
+        "{stdout}{stderr}"
+    );
 }
 
 #[test]
@@ -385,18 +469,24 @@ fn other_peoples_variables_are_none_of_our_business() {
     let folder = TempDir::new().unwrap();
     let mut start = command(&folder, &good(&[("LOG_FORMAT", "xml")]));
     let strange = std::ffi::OsString::from_vec(vec![b'x', 0xff]);
-    start.env("OTHER", &strange).env(&strange, "y").env("WEBHOOK", "x").env("MAX_IN_FLIGHT", &strange);
+    start
+        .env("OTHER", &strange)
+        .env(&strange, "y")
+        .env("WEBHOOK", "x")
+        .env("MAX_IN_FLIGHT", &strange);
     let (status, _, stderr) = finish(start);
     assert_eq!(status.code(), Some(64));
     // One of ours that is not UTF-8 is a mistake like any other.
-    let found: Vec<_> = stderr.lines().filter_map(|line| line.strip_prefix("  - ")).map(str::to_owned).collect();
+    let found: Vec<_> =
+        stderr.lines().filter_map(|line| line.strip_prefix("  - ")).map(str::to_owned).collect();
     assert_exactly(&found, &[("LOG_FORMAT: ", ""), ("MAX_IN_FLIGHT: ", "from 1 to 65536")]);
 }
 
 // The documents.
 
 fn read(name: &str) -> String {
-    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name))
+        .unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
 fn is_required(variable: &Variable) -> bool {
@@ -413,13 +503,21 @@ fn the_readme_lists_every_variable_with_its_default_and_no_other() {
         .take_while(|line| line.starts_with('|'))
         .map(|line| line.trim_matches('|').splitn(3, '|').map(str::trim).collect())
         .collect();
-    let cell = |name: &str| rows.iter().find(|row| row[0] == format!("`{name}`")).unwrap_or_else(|| panic!("{name} is not in README.md"));
+    let cell = |name: &str| {
+        rows.iter()
+            .find(|row| row[0] == format!("`{name}`"))
+            .unwrap_or_else(|| panic!("{name} is not in README.md"))
+    };
     for variable in VARIABLES {
         let row = cell(variable.name);
         match variable.default {
             Some(default) => assert_eq!(row[1], format!("`{default}`"), "{}", variable.name),
             None if is_required(variable) => assert_eq!(row[1], "required", "{}", variable.name),
-            None => assert!(row[1] != "required" && !row[1].starts_with('`'), "{} has no default", variable.name),
+            None => assert!(
+                row[1] != "required" && !row[1].starts_with('`'),
+                "{} has no default",
+                variable.name
+            ),
         }
         for alias in variable.aliases {
             assert!(row[2].contains(&format!("`{alias}`")), "README.md does not name {alias}");
@@ -436,7 +534,8 @@ fn example() -> Vec<(bool, String, String)> {
         // Prose has a space after its #.
         let commented = line.starts_with('#');
         let (name, value) = line.trim_start_matches('#').split_once('=')?;
-        let is_name = name.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
+        let is_name =
+            name.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
         is_name.then(|| (commented, name.to_owned(), value.to_owned()))
     });
     settings.collect()
@@ -446,9 +545,16 @@ fn example() -> Vec<(bool, String, String)> {
 fn the_example_has_every_variable_with_its_default_and_no_other() {
     let example = example();
     for variable in VARIABLES {
-        let (commented, _, value) =
-            example.iter().find(|(_, name, _)| name == variable.name).unwrap_or_else(|| panic!("{} is not in .env.example", variable.name));
-        assert_eq!(*commented, !is_required(variable), "only what is required is set: {}", variable.name);
+        let (commented, _, value) = example
+            .iter()
+            .find(|(_, name, _)| name == variable.name)
+            .unwrap_or_else(|| panic!("{} is not in .env.example", variable.name));
+        assert_eq!(
+            *commented,
+            !is_required(variable),
+            "only what is required is set: {}",
+            variable.name
+        );
         if let Some(default) = variable.default {
             assert_eq!(value, default, "{}", variable.name);
         }
@@ -463,7 +569,8 @@ async fn the_example_is_a_configuration_as_it_is_and_with_everything_uncommented
     let text = read(".env.example");
     let mut uncommented = text.clone();
     for (_, name, value) in example() {
-        uncommented = uncommented.replace(&format!("\n#{name}={value}\n"), &format!("\n{name}={value}\n"));
+        uncommented =
+            uncommented.replace(&format!("\n#{name}={value}\n"), &format!("\n{name}={value}\n"));
     }
     assert_ne!(uncommented, text);
     for text in [text, uncommented] {
@@ -484,10 +591,16 @@ fn help_explains_every_variable() {
     assert!(status.success() && stderr.is_empty(), "{stderr}");
     assert!(stdout.contains(&config::help()), "{stdout}");
     for Variable { name, aliases, default, secret, help } in VARIABLES {
-        let entry = stdout.split(&format!("\n  {name}")).nth(1).unwrap_or_else(|| panic!("{name} is not in --help"));
+        let entry = stdout
+            .split(&format!("\n  {name}"))
+            .nth(1)
+            .unwrap_or_else(|| panic!("{name} is not in --help"));
         let (head, text) = entry.split_once('\n').unwrap();
         assert!(text.trim_start().starts_with(help), "{name}");
-        assert!(default.is_none_or(|default| head.contains(&format!("[default: {default}]"))), "{name}{head}");
+        assert!(
+            default.is_none_or(|default| head.contains(&format!("[default: {default}]"))),
+            "{name}{head}"
+        );
         assert!(aliases.iter().all(|alias| head.contains(alias)), "{name}{head}");
         assert_eq!(head.contains(&format!("{name}_FILE")), *secret, "{name}{head}");
     }

@@ -40,7 +40,9 @@ async fn relays_again(client: &Client, relayed: &mut Subscriber) {
     let relays = async {
         loop {
             publish(client, "cms.cache.probe", &probe).await;
-            if let Ok(message) = tokio::time::timeout(Duration::from_millis(100), relayed.next()).await {
+            if let Ok(message) =
+                tokio::time::timeout(Duration::from_millis(100), relayed.next()).await
+            {
                 // Others may be left from a time before.
                 if message.unwrap().payload == probe {
                     return;
@@ -52,7 +54,11 @@ async fn relays_again(client: &Client, relayed: &mut Subscriber) {
 }
 
 fn position(relay: &Relay, text: &str) -> usize {
-    relay.log().iter().position(|line| line.contains(text)).unwrap_or_else(|| panic!("not logged: {text}"))
+    relay
+        .log()
+        .iter()
+        .position(|line| line.contains(text))
+        .unwrap_or_else(|| panic!("not logged: {text}"))
 }
 
 // Getting there
@@ -66,8 +72,14 @@ async fn a_relay_that_is_there_before_its_server_says_so_once_and_waits() {
     relay.logged_times("connecting to server", 5).await;
     let waiting = relay.lines("waiting for NATS");
     assert_eq!(waiting.len(), 1, "{waiting:?}");
-    let expected = format!("nothing listens on 127.0.0.1:{} (NATS_HOST): is nats-server running?", absent.port);
-    assert!(waiting[0].contains(&expected) && waiting[0].contains("\"level\":\"WARN\""), "{waiting:?}");
+    let expected = format!(
+        "nothing listens on 127.0.0.1:{} (NATS_HOST): is nats-server running?",
+        absent.port
+    );
+    assert!(
+        waiting[0].contains(&expected) && waiting[0].contains("\"level\":\"WARN\""),
+        "{waiting:?}"
+    );
     assert_eq!(relay.get("/healthz").await.0, 200);
     assert_eq!(relay.get("/readyz").await.0, 503);
 
@@ -156,9 +168,12 @@ async fn a_refused_login_ends_the_start_with_one_error_and_no_password_in_it() {
     let address = format!("127.0.0.1:{}", nats.port);
     let in_url = format!("nats://relay:Wr0ng-one@{address}");
     let token = format!("nats://Wr0ng-one@{address}");
-    for (host, variables) in
-        [(&nats.url(), &[("NATS_USER", "relay"), ("NATS_PASS", "Wr0ng-one")][..]), (&in_url, &[]), (&token, &[]), (&nats.url(), &[])]
-    {
+    for (host, variables) in [
+        (&nats.url(), &[("NATS_USER", "relay"), ("NATS_PASS", "Wr0ng-one")][..]),
+        (&in_url, &[]),
+        (&token, &[]),
+        (&nats.url(), &[]),
+    ] {
         // The client's own log is switched on: it must not tell the password either.
         let log = [variables, &[("RUST_LOG", "info,async_nats=trace")]].concat();
         let mut told = Relay::spawn(host, "http://127.0.0.1:9/", &log);
@@ -190,7 +205,9 @@ async fn a_refused_login_ends_the_start_with_one_error_and_no_password_in_it() {
 #[tokio::test]
 async fn a_login_is_taken_from_variables_files_and_the_url() {
     let password = "p@ss/w:rd %25";
-    let nats = NatsServer::with_config(&format!(r#"authorization {{ user: "relay@cms", password: "{password}" }}"#));
+    let nats = NatsServer::with_config(&format!(
+        r#"authorization {{ user: "relay@cms", password: "{password}" }}"#
+    ));
     let mut file = tempfile::NamedTempFile::new().unwrap();
     writeln!(file, "{password}").unwrap();
     let path = file.path().to_str().unwrap();
@@ -201,7 +218,10 @@ async fn a_login_is_taken_from_variables_files_and_the_url() {
         (&nats.url(), &[("NATS_USER", "relay@cms"), ("NATS_PASS_FILE", path)]),
         (&in_url, &[]),
         // What is set explicitly wins over what the URL says.
-        (&format!("nats://other:one@127.0.0.1:{}", nats.port), &[("NATS_USER", "relay@cms"), ("NATS_PASS", password)]),
+        (
+            &format!("nats://other:one@127.0.0.1:{}", nats.port),
+            &[("NATS_USER", "relay@cms"), ("NATS_PASS", password)],
+        ),
     ] {
         let mut relay = Relay::start(host, "http://127.0.0.1:9/", variables).await;
         assert!(relay.stop().await.success());
@@ -209,7 +229,12 @@ async fn a_login_is_taken_from_variables_files_and_the_url() {
     }
 
     let nats = NatsServer::with_config(r#"authorization { token: "t0ken/x" }"#);
-    let mut relay = Relay::start(&format!("nats://t0ken%2Fx@127.0.0.1:{}", nats.port), "http://127.0.0.1:9/", &[]).await;
+    let mut relay = Relay::start(
+        &format!("nats://t0ken%2Fx@127.0.0.1:{}", nats.port),
+        "http://127.0.0.1:9/",
+        &[],
+    )
+    .await;
     assert!(relay.stop().await.success());
     assert!(!relay.log().concat().contains("t0ken"));
 }
@@ -238,11 +263,18 @@ async fn a_permission_that_is_missing_ends_the_start_with_an_error_that_names_it
         (r#"subscribe: ["_INBOX.>"], publish: ">""#, "may not subscribe to cms.cache.>"),
         // Without round trips as well.
         (r#"subscribe: ["other.>"], publish: ">""#, "cms.cache.>"),
-        (r#"subscribe: ">", publish: ["failed.cache.>", "_INBOX.>"]"#, "may not publish on relayed.cache.>"),
-        (r#"subscribe: ">", publish: ["relayed.cache.>", "_INBOX.>"]"#, "may not publish on failed.cache.>"),
+        (
+            r#"subscribe: ">", publish: ["failed.cache.>", "_INBOX.>"]"#,
+            "may not publish on relayed.cache.>",
+        ),
+        (
+            r#"subscribe: ">", publish: ["relayed.cache.>", "_INBOX.>"]"#,
+            "may not publish on failed.cache.>",
+        ),
     ] {
         let nats = server_with(permissions);
-        let mut relay = Relay::spawn(&nats.url(), "http://127.0.0.1:9/", &[&LOGIN[..], &[FAILED]].concat());
+        let mut relay =
+            Relay::spawn(&nats.url(), "http://127.0.0.1:9/", &[&LOGIN[..], &[FAILED]].concat());
         assert_eq!(relay.exit().await.code(), Some(1), "{permissions}");
         let errors = relay.lines(ERROR);
         assert_eq!(errors.len(), 1, "{permissions}: {errors:?}");
@@ -253,11 +285,15 @@ async fn a_permission_that_is_missing_ends_the_start_with_an_error_that_names_it
 #[tokio::test]
 async fn exactly_the_documented_permissions_are_enough_and_asking_for_them_reaches_nobody() {
     let nats = server_with(EXACT);
-    let endpoint = Endpoint::start(|call| Reply::status(if call.subject() == "cms.cache.b" { 400 } else { 200 })).await;
+    let endpoint = Endpoint::start(|call| {
+        Reply::status(if call.subject() == "cms.cache.b" { 400 } else { 200 })
+    })
+    .await;
     let client = nats.client_as("admin", "pw").await;
     let mut relayed = subscribe(&client, "relayed.>").await;
     let mut failed = subscribe(&client, "failed.>").await;
-    let mut relay = Relay::start(&nats.url(), &endpoint.url(), &[&LOGIN[..], &[FAILED]].concat()).await;
+    let mut relay =
+        Relay::start(&nats.url(), &endpoint.url(), &[&LOGIN[..], &[FAILED]].concat()).await;
     publish(&client, "cms.cache.a", "1").await;
     publish(&client, "cms.cache.b", "2").await;
     assert_eq!(next(&mut relayed).await, ("relayed.cache.a".into(), "1".into()));
@@ -288,7 +324,10 @@ async fn a_relay_without_an_inbox_says_once_that_it_cannot_confirm_and_relays() 
         assert!(relay.stop().await.success());
         let warnings = relay.lines("WARN");
         assert_eq!(warnings.len(), 1, "{warnings:?}");
-        assert!(warnings[0].contains("_INBOX.>") && warnings[0].contains("not confirmed"), "{warnings:?}");
+        assert!(
+            warnings[0].contains("_INBOX.>") && warnings[0].contains("not confirmed"),
+            "{warnings:?}"
+        );
         assert!(relay.lines(ERROR).is_empty());
     }
 }
@@ -300,7 +339,8 @@ async fn a_relay_is_ready_only_when_the_server_has_its_subscription() {
 
 #[tokio::test]
 async fn a_relay_without_an_inbox_is_ready_only_when_the_server_has_its_subscription() {
-    ready_only_with_subscription(r#"subscribe: ["cms.cache.>"], publish: ["relayed.cache.>"]"#).await;
+    ready_only_with_subscription(r#"subscribe: ["cms.cache.>"], publish: ["relayed.cache.>"]"#)
+        .await;
 }
 
 async fn ready_only_with_subscription(permissions: &str) {
@@ -327,7 +367,8 @@ async fn a_message_that_may_not_be_republished_fails_and_no_other() {
     let client = nats.client_as("admin", "pw").await;
     let mut relayed = subscribe(&client, "relayed.>").await;
     let mut failed = subscribe(&client, "failed.>").await;
-    let mut relay = Relay::start(&nats.url(), &endpoint.url(), &[&LOGIN[..], &[FAILED, HTTP]].concat()).await;
+    let mut relay =
+        Relay::start(&nats.url(), &endpoint.url(), &[&LOGIN[..], &[FAILED, HTTP]].concat()).await;
     for number in 0..20 {
         publish(&client, &format!("cms.cache.a.{number}"), "").await;
         publish(&client, &format!("cms.cache.secret.{number}"), "").await;
@@ -348,7 +389,11 @@ async fn a_message_that_may_not_be_republished_fails_and_no_other() {
     assert!(relay.lines(RELAYED).iter().all(|line| !line.contains("secret")));
     let errors = relay.lines(ERROR);
     assert_eq!(errors.len(), 20);
-    assert!(errors.iter().all(|line| line.contains("may not publish on relayed.cache.secret.")), "{}", errors[0]);
+    assert!(
+        errors.iter().all(|line| line.contains("may not publish on relayed.cache.secret.")),
+        "{}",
+        errors[0]
+    );
 }
 
 #[tokio::test]
@@ -356,7 +401,9 @@ async fn a_denied_subject_is_recognized_whatever_characters_it_has() {
     let long = format!("{}.\u{1}", "\u{2}".repeat(3900));
     // As nats-server writes them: \u200b, \x01, \U000e0001, \" and \\, \x7f, and four characters for each of 3900.
     let denied = ["a\u{200b}b", "a\u{1}b", "a\u{e0001}b", r#"a"b\x01"#, "a\u{7f}é😀", &long];
-    let quoted = denied.iter().map(|tail| format!("\"relayed.cache.{}\"", tail.replace('\\', r"\\").replace('"', r#"\""#)));
+    let quoted = denied.iter().map(|tail| {
+        format!("\"relayed.cache.{}\"", tail.replace('\\', r"\\").replace('"', r#"\""#))
+    });
     let nats = server_with(&format!(
         r#"subscribe: ["cms.cache.>", "_INBOX.>"],
            publish: {{ allow: ["relayed.cache.>", "failed.cache.>", "_INBOX.>"], deny: [{}] }}"#,
@@ -366,7 +413,8 @@ async fn a_denied_subject_is_recognized_whatever_characters_it_has() {
     let client = nats.client_as("admin", "pw").await;
     let mut relayed = subscribe(&client, "relayed.>").await;
     let mut failed = subscribe(&client, "failed.>").await;
-    let mut relay = Relay::start(&nats.url(), &endpoint.url(), &[&LOGIN[..], &[FAILED, HTTP]].concat()).await;
+    let mut relay =
+        Relay::start(&nats.url(), &endpoint.url(), &[&LOGIN[..], &[FAILED, HTTP]].concat()).await;
     for tail in denied {
         publish(&client, &format!("cms.cache.{tail}"), "").await;
         let letter = within("a dead letter", failed.next()).await.unwrap();
@@ -408,7 +456,10 @@ async fn many_denials_at_once_fail_nothing_that_was_republished() {
     for _ in 0..DENIED / 8 {
         assert!(subjects.insert(next(&mut relayed).await.0), "relayed twice");
     }
-    eventually("all are settled", || relay.lines(RELAYED).len() + relay.lines("\"not relayed\"").len() == DENIED + DENIED / 8).await;
+    eventually("all are settled", || {
+        relay.lines(RELAYED).len() + relay.lines("\"not relayed\"").len() == DENIED + DENIED / 8
+    })
+    .await;
     relay.counted("messages_relayed_total", DENIED as u64 / 8).await;
     relay.counted("messages_failed_total{reason=\"publish\"}", DENIED as u64).await;
 }
@@ -421,7 +472,10 @@ async fn a_subscription_that_is_taken_away_ends_the_relay_with_an_error() {
     nats.reload(&users(r#"subscribe: ["other.>", "_INBOX.>"], publish: ">""#));
     assert_eq!(relay.exit().await.code(), Some(1));
     let errors = relay.lines(ERROR);
-    assert!(errors.iter().any(|line| line.contains("cms.cache.>") && line.contains("subscri")), "{errors:?}");
+    assert!(
+        errors.iter().any(|line| line.contains("cms.cache.>") && line.contains("subscri")),
+        "{errors:?}"
+    );
 }
 
 #[tokio::test]
@@ -488,7 +542,11 @@ async fn what_was_received_before_an_outage_is_relayed_after_it_and_the_gap_is_r
     assert_eq!(gaps.len(), 1, "{gaps:?}");
     assert!(gaps[0].contains(ERROR) && gaps[0].contains("reconnected"), "{gaps:?}");
     let gap_ms: u64 = field(&gaps[0], "gap_ms").parse().unwrap();
-    assert!(u128::from(gap_ms) >= away.as_millis() && u128::from(gap_ms) <= lost.elapsed().as_millis() + 60_000, "{gap_ms}, {away:?}");
+    assert!(
+        u128::from(gap_ms) >= away.as_millis()
+            && u128::from(gap_ms) <= lost.elapsed().as_millis() + 60_000,
+        "{gap_ms}, {away:?}"
+    );
     assert_eq!(relay.lines("lost the connection").len(), 1);
     assert_eq!(relay.lines("cannot reconnect").len(), 1);
     assert_eq!((relay.metric("gaps_total").await, relay.metric("reconnects_total").await), (1, 1));
@@ -531,7 +589,8 @@ async fn a_message_counts_as_relayed_only_when_the_server_has_it() {
 
     proxy.swallow();
     endpoint.release();
-    eventually("the republished message is swallowed", || proxy.has_swallowed("relayed.cache.a")).await;
+    eventually("the republished message is swallowed", || proxy.has_swallowed("relayed.cache.a"))
+        .await;
     assert_eq!(relay.metric("messages_relayed_total").await, 0);
     proxy.cut();
     assert_eq!(next(&mut relayed).await.1, "1");
@@ -581,7 +640,11 @@ async fn a_header_that_the_client_cannot_read_stops_the_relay_for_a_moment_only(
 async fn hpub(port: u16, subject: &str, headers: &[u8], payload: &[u8]) {
     let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     let total = headers.len() + payload.len();
-    let mut bytes = format!("CONNECT {{\"verbose\":false,\"headers\":true}}\r\nHPUB {subject} {} {total}\r\n", headers.len()).into_bytes();
+    let mut bytes = format!(
+        "CONNECT {{\"verbose\":false,\"headers\":true}}\r\nHPUB {subject} {} {total}\r\n",
+        headers.len()
+    )
+    .into_bytes();
     bytes.extend_from_slice(&[headers, payload, b"\r\nPING\r\n"].concat());
     stream.write_all(&bytes).await.unwrap();
     let mut answer = String::new();
@@ -602,7 +665,12 @@ async fn hpub(port: u16, subject: &str, headers: &[u8], payload: &[u8]) {
 async fn what_exceeds_the_pending_messages_is_dropped_counted_and_told() {
     let nats = NatsServer::start();
     let endpoint = Held::start().await;
-    let relay = Relay::start(&nats.url(), &endpoint.url(), &[HTTP, PATIENT, ("NATS_PENDING_MESSAGES", "100")]).await;
+    let relay = Relay::start(
+        &nats.url(),
+        &endpoint.url(),
+        &[HTTP, PATIENT, ("NATS_PENDING_MESSAGES", "100")],
+    )
+    .await;
     let client = nats.client().await;
     let mut relayed = subscribe(&client, "relayed.cache.>").await;
     for number in 0..1000 {
@@ -612,7 +680,13 @@ async fn what_exceeds_the_pending_messages_is_dropped_counted_and_told() {
     relay.counted("messages_received_total", 100).await;
     let line = relay.logged("messages dropped").await;
     assert!(line.contains(ERROR) && line.contains("NATS_PENDING_MESSAGES"), "{line}");
-    let told = || relay.lines("messages dropped").iter().map(|line| field(line, "messages").parse::<u64>().unwrap()).sum::<u64>();
+    let told = || {
+        relay
+            .lines("messages dropped")
+            .iter()
+            .map(|line| field(line, "messages").parse::<u64>().unwrap())
+            .sum::<u64>()
+    };
     eventually("all are told", || told() == 900).await;
     assert!(relay.lines("messages dropped").len() <= 10, "a flood of lines");
 
@@ -669,7 +743,8 @@ async fn a_small_message_that_waits_takes_little_more_than_itself() {
     const MESSAGES: u64 = 20_000;
     let nats = NatsServer::start();
     let endpoint = Held::start().await;
-    let quiet = ("RUST_LOG", "warn,nats_webhook_relay::serve=info,nats_webhook_relay::command=info");
+    let quiet =
+        ("RUST_LOG", "warn,nats_webhook_relay::serve=info,nats_webhook_relay::command=info");
     let relay = Relay::start(&nats.url(), &endpoint.url(), &[HTTP, PATIENT, quiet]).await;
     let client = nats.client().await;
     let before = relay.memory("VmHWM");
@@ -689,7 +764,10 @@ async fn relays_of_one_queue_group_share_the_messages() {
     let nats = NatsServer::start();
     let endpoint = Endpoint::ok().await;
     let group = [HTTP, ("NATS_QUEUE_GROUP", "frontend")];
-    let relays = [Relay::start(&nats.url(), &endpoint.url(), &group).await, Relay::start(&nats.url(), &endpoint.url(), &group).await];
+    let relays = [
+        Relay::start(&nats.url(), &endpoint.url(), &group).await,
+        Relay::start(&nats.url(), &endpoint.url(), &group).await,
+    ];
     let client = nats.client().await;
     let mut relayed = subscribe(&client, "relayed.cache.>").await;
     let mut numbers = HashSet::new();
@@ -700,8 +778,13 @@ async fn relays_of_one_queue_group_share_the_messages() {
         assert!(numbers.insert(next(&mut relayed).await.1), "relayed twice");
     }
     assert_eq!(endpoint.count(), 200);
-    relays[0].counted("messages_relayed_total", relays[0].metric("messages_received_total").await).await;
-    let shares = [relays[0].metric("messages_received_total").await, relays[1].metric("messages_received_total").await];
+    relays[0]
+        .counted("messages_relayed_total", relays[0].metric("messages_received_total").await)
+        .await;
+    let shares = [
+        relays[0].metric("messages_received_total").await,
+        relays[1].metric("messages_received_total").await,
+    ];
     assert!(shares[0] > 0 && shares[1] > 0 && shares[0] + shares[1] == 200, "{shares:?}");
 }
 
@@ -713,7 +796,9 @@ async fn metrics_count_what_happened() {
     let retried = std::sync::atomic::AtomicBool::new(false);
     let endpoint = Endpoint::start(move |call| match call.subject() {
         "cms.cache.refused" => Reply::status(400),
-        "cms.cache.retried" if !retried.swap(true, std::sync::atomic::Ordering::SeqCst) => Reply::status(503),
+        "cms.cache.retried" if !retried.swap(true, std::sync::atomic::Ordering::SeqCst) => {
+            Reply::status(503)
+        }
         _ => Reply::ok(),
     })
     .await;

@@ -55,7 +55,10 @@ fn closed_port() -> u16 {
 fn publish_raw(nats: &NatsServer, subject: &str, payload: &str) {
     let mut stream = TcpStream::connect(("127.0.0.1", nats.port)).unwrap();
     stream.set_read_timeout(Some(support::LIMIT)).unwrap();
-    let publish = format!("CONNECT {{\"verbose\":false}}\r\nPUB {subject} {}\r\n{payload}\r\nPING\r\n", payload.len());
+    let publish = format!(
+        "CONNECT {{\"verbose\":false}}\r\nPUB {subject} {}\r\n{payload}\r\nPING\r\n",
+        payload.len()
+    );
     stream.write_all(publish.as_bytes()).unwrap();
     let taken = BufReader::new(stream).lines().map_while(Result::ok).any(|line| line == "PONG");
     assert!(taken, "nats-server does not take {subject:?}");
@@ -83,7 +86,10 @@ fn unknown_arguments_are_exit_64_and_named() {
         let (status, stdout, stderr) = run(arguments, &[]);
         assert_eq!((status.code(), stdout.as_str()), (Some(64), ""), "{arguments:?}");
         let named = arguments.last().unwrap().trim_end_matches("=1");
-        assert!(stderr.contains(named) && !stderr.contains("WEBHOOK_DESTINATION: required"), "{arguments:?}: {stderr}");
+        assert!(
+            stderr.contains(named) && !stderr.contains("WEBHOOK_DESTINATION: required"),
+            "{arguments:?}: {stderr}"
+        );
     }
 }
 
@@ -94,9 +100,14 @@ async fn check_prints_what_would_be_relayed_where() {
     let nats = NatsServer::start();
     let (status, stdout, stderr) = check(&nats.url(), &[]);
     assert_eq!((status.code(), stderr.as_str()), (Some(0), ""));
-    for expected in
-        ["connected to", "cms.cache.>", "http://127.0.0.1:1/hook", "relayed.cache.>", "cms.cache.article.42", "relayed.cache.article.42"]
-    {
+    for expected in [
+        "connected to",
+        "cms.cache.>",
+        "http://127.0.0.1:1/hook",
+        "relayed.cache.>",
+        "cms.cache.article.42",
+        "relayed.cache.article.42",
+    ] {
         assert!(stdout.contains(expected), "{expected}: {stdout}");
     }
     assert!(stdout.contains("NATS_FAILED_SUBJECT_PREFIX is not set"), "{stdout}");
@@ -104,7 +115,10 @@ async fn check_prints_what_would_be_relayed_where() {
     let (status, stdout, stderr) = check(
         &nats.url(),
         &[
-            ("WEBHOOK_DESTINATION", "http://relay:hunter2@one:3000/hook?secret=hunter2 https://two/hook"),
+            (
+                "WEBHOOK_DESTINATION",
+                "http://relay:hunter2@one:3000/hook?secret=hunter2 https://two/hook",
+            ),
             ("NATS_FAILED_SUBJECT_PREFIX", "failed.cache"),
             ("NATS_QUEUE_GROUP", "frontend"),
             ("WEBHOOK_HEADERS", "authorization=hunter2"),
@@ -112,7 +126,9 @@ async fn check_prints_what_would_be_relayed_where() {
         ],
     );
     assert!(status.success(), "{stderr}");
-    for expected in ["http://one:3000/hook?secret=***", "https://two/hook", "failed.cache.>", "frontend"] {
+    for expected in
+        ["http://one:3000/hook?secret=***", "https://two/hook", "failed.cache.>", "frontend"]
+    {
         assert!(stdout.contains(expected), "{expected}: {stdout}");
     }
     assert_no_secret(&stdout);
@@ -124,12 +140,14 @@ fn check_says_what_is_wrong_and_does_not_wait_for_ever() {
     let nothing = closed_port();
     let (status, stdout, stderr) = check(&format!("nats://127.0.0.1:{nothing}"), &[]);
     assert_eq!((status.code(), stdout.as_str()), (Some(1), ""));
-    let expected = format!("nothing listens on 127.0.0.1:{nothing} (NATS_HOST): is nats-server running?");
+    let expected =
+        format!("nothing listens on 127.0.0.1:{nothing} (NATS_HOST): is nats-server running?");
     assert!(stderr.lines().count() == 1 && stderr.contains(&expected), "{stderr}");
 
     // Takes connections and never says a word.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let (status, _, stderr) = check(&format!("nats://127.0.0.1:{}", silent.local_addr().unwrap().port()), &[]);
+    let (status, _, stderr) =
+        check(&format!("nats://127.0.0.1:{}", silent.local_addr().unwrap().port()), &[]);
     assert_eq!(status.code(), Some(1));
     assert!(stderr.contains("did not answer in time (NATS_HOST)"), "{stderr}");
 
@@ -137,9 +155,13 @@ fn check_says_what_is_wrong_and_does_not_wait_for_ever() {
     assert_eq!(status.code(), Some(1));
     assert!(stderr.contains("no-such-host.invalid") && stderr.contains("NATS_HOST"), "{stderr}");
 
-    let (status, _, stderr) = check("nats://127.0.0.1:1", &[("MAX_IN_FLIGHT", "0"), ("NATS_SUBJECT_PREFIX", "")]);
+    let (status, _, stderr) =
+        check("nats://127.0.0.1:1", &[("MAX_IN_FLIGHT", "0"), ("NATS_SUBJECT_PREFIX", "")]);
     assert_eq!(status.code(), Some(64));
-    assert!(stderr.contains("MAX_IN_FLIGHT: ") && stderr.contains("NATS_SUBJECT_PREFIX: "), "{stderr}");
+    assert!(
+        stderr.contains("MAX_IN_FLIGHT: ") && stderr.contains("NATS_SUBJECT_PREFIX: "),
+        "{stderr}"
+    );
 }
 
 #[test]
@@ -164,8 +186,13 @@ fn with_permissions(subscribe: &str, publish: &str) -> NatsServer {
 
 #[test]
 fn the_documented_permissions_suffice_and_each_of_them_is_needed() {
-    const ALL: (&str, &str) = ("\"cms.cache.>\", \"_INBOX.>\"", "\"relayed.cache.>\", \"failed.cache.>\", \"_INBOX.>\"");
-    let login = [("NATS_USER", "relay"), ("NATS_PASS", SECRET), ("NATS_FAILED_SUBJECT_PREFIX", "failed.cache")];
+    const ALL: (&str, &str) =
+        ("\"cms.cache.>\", \"_INBOX.>\"", "\"relayed.cache.>\", \"failed.cache.>\", \"_INBOX.>\"");
+    let login = [
+        ("NATS_USER", "relay"),
+        ("NATS_PASS", SECRET),
+        ("NATS_FAILED_SUBJECT_PREFIX", "failed.cache"),
+    ];
     let nats = with_permissions(ALL.0, ALL.1);
     let (status, _, stderr) = check(&nats.url(), &login);
     assert_eq!((status.code(), stderr.as_str()), (Some(0), ""));
@@ -190,7 +217,10 @@ async fn check_relays_nothing_and_publishes_nothing_that_anybody_would_receive()
     let client = nats.client().await;
     let mut everything = client.subscribe(">").await.unwrap();
     client.publish("test.begin", "".into()).await.unwrap();
-    assert_eq!(within("the subscription", everything.next()).await.unwrap().subject.as_str(), "test.begin");
+    assert_eq!(
+        within("the subscription", everything.next()).await.unwrap().subject.as_str(),
+        "test.begin"
+    );
     let publisher = client.clone();
     let traffic = tokio::spawn(async move {
         loop {
@@ -198,10 +228,19 @@ async fn check_relays_nothing_and_publishes_nothing_that_anybody_would_receive()
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
         }
     });
-    assert_eq!(within("traffic", everything.next()).await.unwrap().subject.as_str(), "cms.cache.article");
+    assert_eq!(
+        within("traffic", everything.next()).await.unwrap().subject.as_str(),
+        "cms.cache.article"
+    );
     let (nats_url, endpoint_url) = (nats.url(), endpoint.url());
     let checked = tokio::task::spawn_blocking(move || {
-        check(&nats_url, &[("WEBHOOK_DESTINATION", &endpoint_url), ("NATS_FAILED_SUBJECT_PREFIX", "failed.cache")])
+        check(
+            &nats_url,
+            &[
+                ("WEBHOOK_DESTINATION", &endpoint_url),
+                ("NATS_FAILED_SUBJECT_PREFIX", "failed.cache"),
+            ],
+        )
     });
     let (status, _, stderr) = checked.await.unwrap();
     assert!(status.success(), "{stderr}");
@@ -228,7 +267,8 @@ fn check_takes_no_message_from_running_relays_of_the_same_queue_group() {
     assert!(status.success(), "{stderr}");
     let log = nats.log();
     assert!(log.contains("[SUB "), "no trace: {log}");
-    let joined: Vec<_> = log.lines().filter(|line| line.contains("[SUB cms.cache.> frontend ")).collect();
+    let joined: Vec<_> =
+        log.lines().filter(|line| line.contains("[SUB cms.cache.> frontend ")).collect();
     assert!(joined.is_empty(), "{joined:?}");
 }
 
@@ -250,18 +290,31 @@ async fn the_readme_lists_the_metrics_that_there_are() {
     let nats = NatsServer::start();
     // A kind of failure is there at the latest when it has happened.
     let variables = [("HTTP_LISTEN", "127.0.0.1:0"), ("WEBHOOK_MAX_ATTEMPTS", "1")];
-    let relay = Relay::start(&nats.url(), &format!("http://127.0.0.1:{}/", closed_port()), &variables).await;
+    let relay =
+        Relay::start(&nats.url(), &format!("http://127.0.0.1:{}/", closed_port()), &variables)
+            .await;
     let client = nats.client().await;
     client.publish("cms.cache.a", "".into()).await.unwrap();
     relay.logged("not relayed").await;
     let lines = metrics(&relay).await;
-    let served: BTreeSet<_> = lines.iter().filter_map(|line| line.strip_prefix("# TYPE nats_webhook_relay_")?.split(' ').next()).collect();
+    let served: BTreeSet<_> = lines
+        .iter()
+        .filter_map(|line| line.strip_prefix("# TYPE nats_webhook_relay_")?.split(' ').next())
+        .collect();
 
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    let table = readme.split("with the prefix `nats_webhook_relay_` |").nth(1).expect("the table of metrics");
+    let readme =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let table = readme
+        .split("with the prefix `nats_webhook_relay_` |")
+        .nth(1)
+        .expect("the table of metrics");
     let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
     let names = rows.flat_map(|row| row.split('|').nth(1).unwrap().split(','));
-    let listed = names.map(|name| name.trim().trim_matches('`').split('{').next().unwrap().trim_end_matches("_total")).collect();
+    let listed = names
+        .map(|name| {
+            name.trim().trim_matches('`').split('{').next().unwrap().trim_end_matches("_total")
+        })
+        .collect();
     assert_eq!(served, listed);
 }
 
@@ -269,7 +322,8 @@ async fn the_readme_lists_the_metrics_that_there_are() {
 async fn every_kind_of_failure_is_counted_from_zero() {
     // A counter that appears with its first failure has no increase that an alert could see.
     let nats = NatsServer::start();
-    let relay = Relay::start(&nats.url(), "http://127.0.0.1:1/", &[("HTTP_LISTEN", "127.0.0.1:0")]).await;
+    let relay =
+        Relay::start(&nats.url(), "http://127.0.0.1:1/", &[("HTTP_LISTEN", "127.0.0.1:0")]).await;
     let lines = metrics(&relay).await;
     for reason in ["webhook", "too_large", "publish", "shutdown", "bug"] {
         let line = format!("nats_webhook_relay_messages_failed_total{{reason=\"{reason}\"}} 0");
@@ -280,7 +334,8 @@ async fn every_kind_of_failure_is_counted_from_zero() {
 // Log lines.
 
 fn json(line: &str) -> Value {
-    let value: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("not JSON ({error}): {line}"));
+    let value: Value =
+        serde_json::from_str(line).unwrap_or_else(|error| panic!("not JSON ({error}): {line}"));
     for field in ["timestamp", "level", "message"] {
         assert!(value[field].is_string(), "{field}: {line}");
     }
@@ -288,7 +343,8 @@ fn json(line: &str) -> Value {
 }
 
 fn is_id(text: &str) -> bool {
-    text.strip_prefix("msg_").is_some_and(|rest| !rest.is_empty() && rest.chars().all(|c| c.is_ascii_alphanumeric()))
+    text.strip_prefix("msg_")
+        .is_some_and(|rest| !rest.is_empty() && rest.chars().all(|c| c.is_ascii_alphanumeric()))
 }
 
 #[tokio::test]
@@ -305,21 +361,39 @@ async fn three_json_lines_a_message_with_all_fields_and_few_others() {
     assert!(relay.stop().await.success());
     let lines: Vec<Value> = relay.log().iter().map(|line| json(line)).collect();
 
-    let (of_messages, others): (Vec<_>, Vec<_>) = lines.iter().partition(|line| line["id"].is_string());
+    let (of_messages, others): (Vec<_>, Vec<_>) =
+        lines.iter().partition(|line| line["id"].is_string());
     assert_eq!(of_messages.len(), 3 * MESSAGES);
     for number in 0..MESSAGES {
         let subject = format!("cms.cache.a{number}");
         let own: Vec<_> = of_messages.iter().filter(|line| line["subject"] == *subject).collect();
         let [received, answered, relayed] = own[..] else { panic!("{own:?}") };
-        assert_eq!([&received["message"], &answered["message"], &relayed["message"]], ["received", "answered", "relayed"]);
+        assert_eq!(
+            [&received["message"], &answered["message"], &relayed["message"]],
+            ["received", "answered", "relayed"]
+        );
         assert!(is_id(received["id"].as_str().unwrap()), "{received}");
-        assert!(own.iter().all(|line| line["id"] == received["id"] && line["level"] == "INFO"), "{own:?}");
+        assert!(
+            own.iter().all(|line| line["id"] == received["id"] && line["level"] == "INFO"),
+            "{own:?}"
+        );
         assert_eq!(received["bytes"], 5);
         assert_eq!(answered["destination"], *endpoint.url());
-        assert_eq!((&answered["status"], &answered["attempt"]), (&Value::from(200), &Value::from(1)));
+        assert_eq!(
+            (&answered["status"], &answered["attempt"]),
+            (&Value::from(200), &Value::from(1))
+        );
         assert!(answered["elapsed_ms"].is_u64(), "{answered}");
         assert_eq!(relayed["relayed"], *format!("relayed.cache.a{number}"));
-        assert_eq!(received["id"], *endpoint.calls().iter().find(|call| call.subject() == subject).unwrap().header("webhook-id"));
+        assert_eq!(
+            received["id"],
+            *endpoint
+                .calls()
+                .iter()
+                .find(|call| call.subject() == subject)
+                .unwrap()
+                .header("webhook-id")
+        );
     }
 
     let others: Vec<_> = others.iter().map(|line| line["message"].as_str().unwrap()).collect();
@@ -339,7 +413,10 @@ async fn three_json_lines_a_message_with_all_fields_and_few_others() {
 async fn log_of_one_message(variables: &[(&str, &str)], ready: &str) -> (Endpoint, Vec<String>) {
     let nats = NatsServer::start();
     let attempts = AtomicUsize::new(0);
-    let endpoint = Endpoint::start(move |_| Reply::status(if attempts.fetch_add(1, Ordering::SeqCst) == 0 { 503 } else { 202 })).await;
+    let endpoint = Endpoint::start(move |_| {
+        Reply::status(if attempts.fetch_add(1, Ordering::SeqCst) == 0 { 503 } else { 202 })
+    })
+    .await;
     let mut relay = Relay::spawn(&nats.url(), &endpoint.url(), variables);
     relay.logged(ready).await;
     let client = nats.client().await;
@@ -360,20 +437,32 @@ async fn pretty_is_three_lines_a_message_to_follow_by_eye() {
     // After the time of day in UTC: 12:34:56.789Z
     let text = |line: &str| {
         let (time, text) = line.split_once(' ').unwrap();
-        assert!(time.len() == 13 && time.chars().all(|c| c.is_ascii_digit() || ":.Z".contains(c)), "{line}");
+        assert!(
+            time.len() == 13 && time.chars().all(|c| c.is_ascii_digit() || ":.Z".contains(c)),
+            "{line}"
+        );
         text.to_owned()
     };
     assert_eq!(text(received), format!("  --> cms.cache.article.42 5 bytes, {id}"));
     assert_eq!(text(relayed), format!("  ==> relayed.cache.article.42 {id}"));
     let answered = text(answered);
-    let rest = answered.strip_prefix(&format!(" <--  [202] POST {} ", endpoint.url())).unwrap_or_else(|| panic!("{answered}"));
+    let rest = answered
+        .strip_prefix(&format!(" <--  [202] POST {} ", endpoint.url()))
+        .unwrap_or_else(|| panic!("{answered}"));
     let (elapsed, rest) = rest.split_once(" ms, ").unwrap_or_else(|| panic!("{answered}"));
     assert!(elapsed.parse::<u32>().is_ok(), "{answered}");
     assert_eq!(rest, format!("{id}, attempt 2"));
     // The outage in between, once when it begins and once when it ends.
-    let others: Vec<_> = log.iter().filter(|line| !line.contains("msg_")).map(|line| text(line)).collect();
-    assert!(others.iter().filter(|line| line.starts_with("WARN  webhook does not accept")).count() == 1, "{others:#?}");
-    assert!(others.iter().any(|line| line.starts_with("      webhook accepts again")), "{others:#?}");
+    let others: Vec<_> =
+        log.iter().filter(|line| !line.contains("msg_")).map(|line| text(line)).collect();
+    assert!(
+        others.iter().filter(|line| line.starts_with("WARN  webhook does not accept")).count() == 1,
+        "{others:#?}"
+    );
+    assert!(
+        others.iter().any(|line| line.starts_with("      webhook accepts again")),
+        "{others:#?}"
+    );
     assert_eq!(others.len(), 6, "{others:#?}");
 }
 
@@ -386,10 +475,30 @@ async fn compact_is_three_lines_a_message_with_all_fields() {
     assert!(is_id(id), "{received}");
     for (line, parts) in [
         (received, vec![" INFO received", "subject=cms.cache.article.42", "bytes=5"]),
-        (answered, vec![" INFO answered", "subject=cms.cache.article.42", "status=202", "elapsed_ms=", "attempt=2", &endpoint.url()]),
-        (relayed, vec![" INFO relayed", "subject=cms.cache.article.42", "relayed=relayed.cache.article.42"]),
+        (
+            answered,
+            vec![
+                " INFO answered",
+                "subject=cms.cache.article.42",
+                "status=202",
+                "elapsed_ms=",
+                "attempt=2",
+                &endpoint.url(),
+            ],
+        ),
+        (
+            relayed,
+            vec![
+                " INFO relayed",
+                "subject=cms.cache.article.42",
+                "relayed=relayed.cache.article.42",
+            ],
+        ),
     ] {
-        assert!(line.contains(&format!("id={id}")) && parts.iter().all(|part| line.contains(part)), "{line}");
+        assert!(
+            line.contains(&format!("id={id}")) && parts.iter().all(|part| line.contains(part)),
+            "{line}"
+        );
     }
     assert_eq!(log.len(), 3 + 6, "{log:#?}");
 
@@ -402,7 +511,10 @@ async fn compact_is_three_lines_a_message_with_all_fields() {
 async fn one_warning_an_outage_not_one_an_attempt() {
     let nats = NatsServer::start();
     let attempts = AtomicUsize::new(0);
-    let endpoint = Endpoint::start(move |_| Reply::status(if attempts.fetch_add(1, Ordering::SeqCst) < 9 { 500 } else { 200 })).await;
+    let endpoint = Endpoint::start(move |_| {
+        Reply::status(if attempts.fetch_add(1, Ordering::SeqCst) < 9 { 500 } else { 200 })
+    })
+    .await;
     let relay = Relay::start(&nats.url(), &endpoint.url(), &[]).await;
     let client = nats.client().await;
     for number in 0..3 {
@@ -454,7 +566,12 @@ async fn a_nats_server_that_is_not_there_is_one_line_over_many_tries() {
     let mut relay = Relay::spawn(&format!("nats://127.0.0.1:{port}"), "http://127.0.0.1:1/", &[]);
     eventually("several tries", || connections.load(Ordering::SeqCst) >= 6).await;
     let warnings = relay.lines("\"WARN\"");
-    assert!(warnings.len() == 1 && warnings[0].contains("waiting for NATS") && warnings[0].contains(&port.to_string()), "{warnings:#?}");
+    assert!(
+        warnings.len() == 1
+            && warnings[0].contains("waiting for NATS")
+            && warnings[0].contains(&port.to_string()),
+        "{warnings:#?}"
+    );
     assert!(relay.stop().await.success(), "told to stop before there was a server");
 }
 
@@ -469,7 +586,10 @@ async fn warn_silences_what_goes_well() {
     within("a relayed message", async {
         loop {
             client.publish("cms.cache.article.42", "".into()).await.unwrap();
-            if tokio::time::timeout(std::time::Duration::from_millis(50), relayed.next()).await.is_ok() {
+            if tokio::time::timeout(std::time::Duration::from_millis(50), relayed.next())
+                .await
+                .is_ok()
+            {
                 return;
             }
         }
@@ -485,14 +605,19 @@ async fn subjects_can_not_write_to_the_terminal() {
     for format in ["pretty", "compact", "json"] {
         let nats = NatsServer::start();
         let endpoint = Endpoint::start(|_| Reply::status(400)).await;
-        let relay = Relay::spawn(&nats.url(), &endpoint.url(), &[("LOG_FORMAT", format), ("RUST_LOG", "debug")]);
+        let relay = Relay::spawn(
+            &nats.url(),
+            &endpoint.url(),
+            &[("LOG_FORMAT", format), ("RUST_LOG", "debug")],
+        );
         relay.logged("ready").await;
         publish_raw(&nats, SUBJECT, "hi");
         relay.logged("not relayed").await;
         let lines = relay.lines("2J");
         assert!(lines.len() >= 2, "{:#?}", relay.log());
         // For a program that parses JSON the rest is as good as escaped.
-        let is_raw = if format == "json" { |c: char| c.is_ascii_control() } else { char::is_control };
+        let is_raw =
+            if format == "json" { |c: char| c.is_ascii_control() } else { char::is_control };
         for line in relay.log() {
             assert!(!line.chars().any(is_raw), "{format}: {line:?}");
         }

@@ -15,12 +15,19 @@ use support::{LIMIT, within};
 const MAX_PAYLOAD: usize = 64 * 1024;
 
 fn small_server() -> NatsServer {
-    NatsServer::with_config(&format!("max_payload: {MAX_PAYLOAD}\nmax_pending: {}", MAX_PAYLOAD * 16))
+    NatsServer::with_config(&format!(
+        "max_payload: {MAX_PAYLOAD}\nmax_pending: {}",
+        MAX_PAYLOAD * 16
+    ))
 }
 
 /// All values of a call's header.
 fn all<'a>(call: &'a Call, name: &str) -> Vec<&'a str> {
-    call.headers.get_all(name).iter().map(|value| std::str::from_utf8(value.as_bytes()).unwrap()).collect()
+    call.headers
+        .get_all(name)
+        .iter()
+        .map(|value| std::str::from_utf8(value.as_bytes()).unwrap())
+        .collect()
 }
 
 // ---- Headers at the webhook --------------------------------------------------------------
@@ -63,12 +70,15 @@ async fn a_messages_headers_arrive_at_the_webhook() {
 }
 
 #[tokio::test]
-async fn a_message_keeps_its_id_over_all_attempts_and_on_the_relayed_copy_and_shares_it_with_no_other() {
+async fn a_message_keeps_its_id_over_all_attempts_and_on_the_relayed_copy_and_shares_it_with_no_other()
+ {
     let attempts = std::sync::atomic::AtomicUsize::new(0);
-    let endpoint = Endpoint::start(move |_| match attempts.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
-        0 => Reply::status(503).header("retry-after", "2"),
-        1 => Reply::status(500),
-        _ => Reply::ok(),
+    let endpoint = Endpoint::start(move |_| {
+        match attempts.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
+            0 => Reply::status(503).header("retry-after", "2"),
+            1 => Reply::status(500),
+            _ => Reply::ok(),
+        }
     })
     .await;
     let mut setup = Setup::start(&endpoint.url(), &[]).await;
@@ -84,9 +94,13 @@ async fn a_message_keeps_its_id_over_all_attempts_and_on_the_relayed_copy_and_sh
     assert!(a == b && b == c && c != d && !a.is_empty() && !a.contains("publisher"), "{ids:?}");
     assert_eq!(relayed.each_ref().map(|message| header(message, "Nats-Msg-Id")), [c, d]);
 
-    let times: Vec<u64> = calls.iter().map(|call| call.header("webhook-timestamp").parse().unwrap()).collect();
+    let times: Vec<u64> =
+        calls.iter().map(|call| call.header("webhook-timestamp").parse().unwrap()).collect();
     let after = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    assert!(times[0] >= before && times[1] > times[0] && times.is_sorted() && times[3] <= after, "{before} {times:?} {after}");
+    assert!(
+        times[0] >= before && times[1] > times[0] && times.is_sorted() && times[3] <= after,
+        "{before} {times:?} {after}"
+    );
 }
 
 #[tokio::test]
@@ -124,17 +138,32 @@ async fn a_message_can_neither_frame_a_call_nor_speak_for_the_relay_or_its_opera
     let message = setup.relayed().await;
     setup.end().await;
 
-    let [call] = &endpoint.calls()[..] else { panic!("called more or less than once: {:#?}", endpoint.calls()) };
+    let [call] = &endpoint.calls()[..] else {
+        panic!("called more or less than once: {:#?}", endpoint.calls())
+    };
     assert_eq!((call.body.as_ref(), call.header("x-fine")), (smuggled.as_bytes(), "1"));
-    assert_eq!(all(call, "authorization"), ["Basic dXMgZXI6cEBzcw=="], "user info of the destination");
-    let expected = ["authorization", "host", "content-length", "user-agent", "webhook-id", "webhook-timestamp", "nats-subject"];
+    assert_eq!(
+        all(call, "authorization"),
+        ["Basic dXMgZXI6cEBzcw=="],
+        "user info of the destination"
+    );
+    let expected = [
+        "authorization",
+        "host",
+        "content-length",
+        "user-agent",
+        "webhook-id",
+        "webhook-timestamp",
+        "nats-subject",
+    ];
     for (name, value) in denied {
         let found = all(call, name);
         assert!(!found.contains(&value), "{name} has travelled");
         assert_eq!(found.len(), usize::from(expected.contains(&&*name.to_lowercase())), "{name}");
     }
     // A NATS header of the same name means nothing to anybody on the way.
-    for (name, value) in denied.iter().filter(|(name, _)| !name.to_lowercase().starts_with("nats-")) {
+    for (name, value) in denied.iter().filter(|(name, _)| !name.to_lowercase().starts_with("nats-"))
+    {
         assert_eq!(values(&message, name), [*value]);
     }
 }
@@ -143,12 +172,26 @@ async fn a_message_can_neither_frame_a_call_nor_speak_for_the_relay_or_its_opera
 async fn what_a_server_could_take_for_the_relays_own_header_does_not_travel() {
     const SECRET: &str = "whsec_b2xkb2xkb2xkb2xkb2xkb2xkb2xkb2xk";
     let endpoint = Endpoint::ok().await;
-    let mut setup = Setup::start(&endpoint.url(), &[("WEBHOOK_SECRET", SECRET), ("HTTP_LISTEN", "127.0.0.1:0")]).await;
+    let mut setup = Setup::start(
+        &endpoint.url(),
+        &[("WEBHOOK_SECRET", SECRET), ("HTTP_LISTEN", "127.0.0.1:0")],
+    )
+    .await;
     let ours = ["webhook-id", "webhook-signature", "webhook-timestamp", "nats-subject"];
-    let others = ["relay-reason", "relay-destination", "authorization", "transfer-encoding", "content-length", "proxy-authorization"];
+    let others = [
+        "relay-reason",
+        "relay-destination",
+        "authorization",
+        "transfer-encoding",
+        "content-length",
+        "proxy-authorization",
+    ];
     let mut lines = Vec::new();
     for name in ours.iter().chain(&others) {
-        let capitals: String = name.split('-').map(|part| format!("-{}{}", part[..1].to_uppercase(), &part[1..])).collect();
+        let capitals: String = name
+            .split('-')
+            .map(|part| format!("-{}{}", part[..1].to_uppercase(), &part[1..]))
+            .collect();
         for name in [
             *name,
             &name.to_uppercase(),
@@ -172,8 +215,13 @@ async fn what_a_server_could_take_for_the_relays_own_header_does_not_travel() {
     assert!(!format!("{:?}", call.headers).contains("forged"), "{:?}", call.headers);
     let mut names: Vec<_> = call.headers.keys().map(|name| name.as_str()).collect();
     names.sort_unstable();
-    let expected = ["accept", "content-length", "content-type", "host", "nats-subject", "user-agent"];
-    assert_eq!(names, [&expected[..], &["webhook-id", "webhook-signature", "webhook-timestamp", "x-webhook-id"]].concat());
+    let expected =
+        ["accept", "content-length", "content-type", "host", "nats-subject", "user-agent"];
+    assert_eq!(
+        names,
+        [&expected[..], &["webhook-id", "webhook-signature", "webhook-timestamp", "x-webhook-id"]]
+            .concat()
+    );
     assert!(ours.iter().all(|name| all(call, name).len() == 1));
     assert_eq!(header(&message, "Nats-Msg-Id"), call.header("webhook-id"));
 }
@@ -182,18 +230,29 @@ async fn what_a_server_could_take_for_the_relays_own_header_does_not_travel() {
 async fn a_failed_message_can_not_forge_the_reasons_of_its_failure() {
     let endpoint = Endpoint::start(|_| Reply::status(400)).await;
     let mut setup = Setup::start(&endpoint.url(), &[]).await;
-    let forged =
-        ["Relay-Reason", "relay-reason", "RELAY-ERROR", "Relay-destination", "relay-status", "Relay-Plugin"].map(|name| (name, "forged"));
+    let forged = [
+        "Relay-Reason",
+        "relay-reason",
+        "RELAY-ERROR",
+        "Relay-destination",
+        "relay-status",
+        "Relay-Plugin",
+    ]
+    .map(|name| (name, "forged"));
     setup.publish_with("cms.cache.a", &forged, "x").await;
     let message = setup.failed().await;
     setup.end().await;
     assert!(!format!("{message:?}").contains("forged"), "{message:?}");
-    assert_eq!((header(&message, "Relay-Reason"), header(&message, "Relay-Status")), ("webhook", "400"));
+    assert_eq!(
+        (header(&message, "Relay-Reason"), header(&message, "Relay-Status")),
+        ("webhook", "400")
+    );
 }
 
 #[tokio::test]
 async fn headers_that_http_does_not_allow_are_left_out_and_the_rest_is_delivered() {
-    const NAMES: [&str; 11] = ["a/b", "a(b)", "a=b", "a@b", "{x}", "a,b", "a;b", "a\"b", "a[b]", "a\\b", "<a>"];
+    const NAMES: [&str; 11] =
+        ["a/b", "a(b)", "a=b", "a@b", "{x}", "a,b", "a;b", "a\"b", "a[b]", "a\\b", "<a>"];
     const VALUES: [&str; 5] = ["nul\0", "\u{1}one", "del\u{7f}x", "esc\u{1b}[31m", "bell\u{7}x"];
     let endpoint = Endpoint::ok().await;
     let mut setup = Setup::start(&endpoint.url(), &[]).await;
@@ -209,9 +268,15 @@ async fn headers_that_http_does_not_allow_are_left_out_and_the_rest_is_delivered
     setup.end().await;
 
     let [call] = &endpoint.calls()[..] else { panic!("called more or less than once") };
-    assert_eq!((call.body.as_ref(), call.header("x-good"), call.header("x-folded")), (&b"x"[..], "no space", "one two"));
+    assert_eq!(
+        (call.body.as_ref(), call.header("x-good"), call.header("x-folded")),
+        (&b"x"[..], "no space", "one two")
+    );
     assert_eq!(all(call, "x-mixed"), ["good"], "only the illegal values of a name are left out");
-    assert!(!format!("{:?}", call.headers).contains("illegal") && !call.headers.keys().any(|name| name.as_str().contains("x-value")));
+    assert!(
+        !format!("{:?}", call.headers).contains("illegal")
+            && !call.headers.keys().any(|name| name.as_str().contains("x-value"))
+    );
     // NATS allows them all.
     for name in NAMES {
         assert_eq!(header(&message, name), "illegal");
@@ -248,22 +313,32 @@ async fn user_info_of_a_destination_is_percent_decoded_into_basic_auth() {
         ("gr%C3%B6%C3%9Fe:%E6%97%A5%25", "Z3LDtsOfZTrml6Ul"),
     ] {
         let before = endpoint.count();
-        let mut setup = Setup::start(&endpoint.url().replace("//", &format!("//{user_info}@")), &[]).await;
+        let mut setup =
+            Setup::start(&endpoint.url().replace("//", &format!("//{user_info}@")), &[]).await;
         setup.publish("cms.cache.a", "").await;
         setup.relayed().await;
         setup.end().await;
-        assert_eq!(all(&endpoint.calls()[before], "authorization"), [format!("Basic {expected}")], "{user_info}");
+        assert_eq!(
+            all(&endpoint.calls()[before], "authorization"),
+            [format!("Basic {expected}")],
+            "{user_info}"
+        );
     }
 }
 
 #[tokio::test]
 async fn the_operators_headers_are_sent_and_win() {
     let endpoint = Endpoint::ok().await;
-    let fixed =
-        "X-Token=a%20b%2Cc%3Dd%25,x-twice=1,X-Twice=2, authorization = Bearer%20t0ken ,Content-Type=text/x,User-Agent=mine/1,Cookie=c";
+    let fixed = "X-Token=a%20b%2Cc%3Dd%25,x-twice=1,X-Twice=2, authorization = Bearer%20t0ken ,Content-Type=text/x,User-Agent=mine/1,Cookie=c";
     let destination = endpoint.url().replace("//", "//user:pass@");
     let mut setup = Setup::start(&destination, &[("WEBHOOK_HEADERS", fixed)]).await;
-    let headers = [("X-Token", "forged"), ("X-TWICE", "forged"), ("Content-Type", "forged"), ("User-Agent", "forged"), ("X-Other", "kept")];
+    let headers = [
+        ("X-Token", "forged"),
+        ("X-TWICE", "forged"),
+        ("Content-Type", "forged"),
+        ("User-Agent", "forged"),
+        ("X-Other", "kept"),
+    ];
     setup.publish_with("cms.cache.a", &headers, "x").await;
     let message = setup.relayed().await;
     setup.end().await;
@@ -279,7 +354,11 @@ async fn the_operators_headers_are_sent_and_win() {
     ] {
         assert_eq!(all(&call, name), expected, "{name}");
     }
-    assert_eq!(header(&message, "X-Token"), "forged", "the operator's headers are for the webhook only");
+    assert_eq!(
+        header(&message, "X-Token"),
+        "forged",
+        "the operator's headers are for the webhook only"
+    );
     assert!(values(&message, "authorization").is_empty());
 }
 
@@ -356,7 +435,12 @@ async fn payloads_of_any_bytes_and_any_size_arrive_unchanged() {
     }
     for payload in &payloads {
         let message = setup.relayed().await;
-        assert!(message.payload == *payload, "relayed {} bytes of {}", message.payload.len(), payload.len());
+        assert!(
+            message.payload == *payload,
+            "relayed {} bytes of {}",
+            message.payload.len(),
+            payload.len()
+        );
         // There is no room for an id beside a payload that fills the message.
         assert_eq!(values(&message, "Nats-Msg-Id").len(), usize::from(payload.len() < MAX_PAYLOAD));
     }
@@ -369,21 +453,30 @@ async fn payloads_of_any_bytes_and_any_size_arrive_unchanged() {
 }
 
 #[tokio::test]
-async fn a_message_that_fills_max_payload_with_its_headers_is_relayed_and_one_that_would_exceed_it_is_refused_before_the_call() {
+async fn a_message_that_fills_max_payload_with_its_headers_is_relayed_and_one_that_would_exceed_it_is_refused_before_the_call()
+ {
     let endpoint = Endpoint::ok().await;
     let mut setup = Setup::on(small_server(), &endpoint.url(), &[]).await;
     // `X:1` is legal for a publisher; a client library writes it with a space.
     for (line, room) in [("X: 1", 0), ("X:1", 0)] {
         let head = "NATS/1.0\r\n\r\n\r\n".len() + line.len();
-        setup.publish_by_hand(&hpub("cms.cache.a", &[line], &vec![b'x'; MAX_PAYLOAD - head - room])).await;
+        setup
+            .publish_by_hand(&hpub("cms.cache.a", &[line], &vec![b'x'; MAX_PAYLOAD - head - room]))
+            .await;
     }
     let message = setup.relayed().await;
     assert_eq!(message.payload.len(), MAX_PAYLOAD - 18);
     assert_eq!((header(&message, "X"), values(&message, "Nats-Msg-Id").len()), ("1", 0));
 
     let message = setup.failed().await;
-    assert_eq!((message.subject.as_str(), header(&message, "Relay-Reason")), ("failed.cache.a", "too_large"));
-    assert_eq!((header(&message, "X"), header(&message, "Relay-Payload-Omitted")), ("1", &*(MAX_PAYLOAD - 17).to_string()));
+    assert_eq!(
+        (message.subject.as_str(), header(&message, "Relay-Reason")),
+        ("failed.cache.a", "too_large")
+    );
+    assert_eq!(
+        (header(&message, "X"), header(&message, "Relay-Payload-Omitted")),
+        ("1", &*(MAX_PAYLOAD - 17).to_string())
+    );
     assert!(message.payload.is_empty());
     assert!(header(&message, "Relay-Error").contains(&MAX_PAYLOAD.to_string()), "{message:?}");
     assert!(values(&message, "Relay-Destination").is_empty(), "no destination was called");
@@ -393,7 +486,8 @@ async fn a_message_that_fills_max_payload_with_its_headers_is_relayed_and_one_th
 }
 
 #[tokio::test]
-async fn a_failed_message_too_large_to_be_published_with_the_reasons_is_published_without_payload() {
+async fn a_failed_message_too_large_to_be_published_with_the_reasons_is_published_without_payload()
+{
     let endpoint = Endpoint::start(|_| Reply::status(400)).await;
     let mut setup = Setup::on(small_server(), &endpoint.url(), &[]).await;
     // Payload alone at the limit, and headers that leave no room for more.
@@ -434,15 +528,23 @@ async fn any_subject_that_the_server_takes_is_relayed() {
     ];
     let endpoint = Endpoint::ok().await;
     let mut setup = Setup::start(&endpoint.url(), &[]).await;
-    let commands: Vec<u8> = TAILS.iter().flat_map(|tail| format!("PUB cms.cache.{tail} 1\r\nx\r\n").into_bytes()).collect();
+    let commands: Vec<u8> = TAILS
+        .iter()
+        .flat_map(|tail| format!("PUB cms.cache.{tail} 1\r\nx\r\n").into_bytes())
+        .collect();
     setup.publish_by_hand(&commands).await;
     let mut expected = TAILS.map(|tail| format!("relayed.cache.{tail}"));
     expected.sort();
     let relayed = setup.relayed_by_subject(TAILS.len()).await;
-    assert_eq!(relayed.iter().map(|message| message.subject.as_str()).collect::<Vec<_>>(), expected);
+    assert_eq!(
+        relayed.iter().map(|message| message.subject.as_str()).collect::<Vec<_>>(),
+        expected
+    );
     setup.end().await;
-    let mut subjects: Vec<_> = endpoint.calls().iter().map(|call| call.subject().to_owned()).collect();
-    let mut expected = TAILS.map(|tail| format!("cms.cache.{}", tail.replace('\u{1}', "%01").replace('\u{7f}', "%7F")));
+    let mut subjects: Vec<_> =
+        endpoint.calls().iter().map(|call| call.subject().to_owned()).collect();
+    let mut expected = TAILS
+        .map(|tail| format!("cms.cache.{}", tail.replace('\u{1}', "%01").replace('\u{7f}', "%7F")));
     subjects.sort();
     expected.sort();
     assert_eq!(subjects, expected);
@@ -453,8 +555,10 @@ async fn a_message_that_the_nats_client_can_not_read_is_a_gap_that_the_relay_sur
     let endpoint = Endpoint::ok().await;
     let mut setup = Setup::start(&endpoint.url(), &[]).await;
     // What the server lets through and async-nats does not: it ends the connection.
-    let poison =
-        [hpub("cms.cache.a\u{a0}b", &["X: white space beyond ASCII in the subject"], b"x"), hpub("cms.cache.a", &["no colon"], b"x")];
+    let poison = [
+        hpub("cms.cache.a\u{a0}b", &["X: white space beyond ASCII in the subject"], b"x"),
+        hpub("cms.cache.a", &["no colon"], b"x"),
+    ];
     for (gaps, poison) in poison.iter().enumerate() {
         setup.publish_by_hand(poison).await;
         setup.relay.logged_times("reconnected to NATS", gaps + 1).await;
@@ -493,31 +597,51 @@ async fn relays_again(setup: &mut Setup) {
 async fn a_subject_too_long_to_be_republished_is_refused_before_the_call() {
     let endpoint = Endpoint::ok().await;
     let prefix = "relayed.".repeat(20) + "cache";
-    let mut setup = Setup::start(&endpoint.url(), &[("NATS_RELAYED_SUBJECT_PREFIX", &prefix)]).await;
+    let mut setup =
+        Setup::start(&endpoint.url(), &[("NATS_RELAYED_SUBJECT_PREFIX", &prefix)]).await;
     let longest = "x".repeat(4000 - prefix.len() - 1);
     for tail in [&longest, &format!("{longest}x")] {
         // As after an earlier failure, when somebody publishes the message again.
-        setup.publish_with(&format!("cms.cache.{tail}"), &[("Relay-Destination", "earlier"), ("Relay-Status", "503")], "x").await;
+        setup
+            .publish_with(
+                &format!("cms.cache.{tail}"),
+                &[("Relay-Destination", "earlier"), ("Relay-Status", "503")],
+                "x",
+            )
+            .await;
     }
     assert_eq!(setup.relayed().await.subject.as_str(), format!("{prefix}.{longest}"));
     let message = setup.failed().await;
-    assert_eq!((message.subject.as_str(), header(&message, "Relay-Reason")), (&*format!("failed.cache.{longest}x"), "too_large"));
+    assert_eq!(
+        (message.subject.as_str(), header(&message, "Relay-Reason")),
+        (&*format!("failed.cache.{longest}x"), "too_large")
+    );
     assert!(header(&message, "Relay-Error").contains("4001 bytes"), "{message:?}");
-    assert!(values(&message, "Relay-Destination").is_empty() && values(&message, "Relay-Status").is_empty(), "{message:?}");
+    assert!(
+        values(&message, "Relay-Destination").is_empty()
+            && values(&message, "Relay-Status").is_empty(),
+        "{message:?}"
+    );
     setup.end().await;
     assert_eq!(endpoint.count(), 1);
 }
 
 #[tokio::test]
 async fn a_subject_too_long_for_the_failed_subject_is_cut_and_costs_no_other_message() {
-    let endpoint = Endpoint::start(|call| Reply::status(if call.subject().ends_with('x') { 400 } else { 200 })).await;
+    let endpoint = Endpoint::start(|call| {
+        Reply::status(if call.subject().ends_with('x') { 400 } else { 200 })
+    })
+    .await;
     let prefix = "failed.".repeat(20) + "cache";
     let mut setup = Setup::start(&endpoint.url(), &[("NATS_FAILED_SUBJECT_PREFIX", &prefix)]).await;
     let subject = format!("cms.cache.{}", "x".repeat(3970));
     setup.publish(&subject, "kept").await;
     let message = setup.failed().await;
     assert!(message.subject.starts_with(&format!("{prefix}.xxx")));
-    assert_eq!((header(&message, "Relay-Subject"), message.payload.as_ref()), (&*subject, &b"kept"[..]));
+    assert_eq!(
+        (header(&message, "Relay-Subject"), message.payload.as_ref()),
+        (&*subject, &b"kept"[..])
+    );
     setup.publish("cms.cache.next", "").await;
     assert_eq!(setup.relayed().await.subject.as_str(), "relayed.cache.next");
     setup.end().await;

@@ -16,7 +16,8 @@ use support::proxy::Proxy;
 use support::relay::{self, Relay};
 use support::setup::{Setup, header, hpub};
 use support::stream::{
-    CONSUMER, FAILED, HTTP, JETSTREAM, JetStream, PATIENT, STREAM, complete_and_in_order, number, numbers, server, setup,
+    CONSUMER, FAILED, HTTP, JETSTREAM, JetStream, PATIENT, STREAM, complete_and_in_order, number,
+    numbers, server, setup,
 };
 use support::{eventually, signal, subscribe, within};
 
@@ -53,7 +54,15 @@ async fn the_consumer_is_made_as_the_relay_needs_it() {
     ] {
         assert_eq!(config[field], value, "{field} in {config}");
     }
-    for field in ["deliver_subject", "backoff", "headers_only", "inactive_threshold", "max_batch", "max_expires", "max_bytes"] {
+    for field in [
+        "deliver_subject",
+        "backoff",
+        "headers_only",
+        "inactive_threshold",
+        "max_batch",
+        "max_expires",
+        "max_bytes",
+    ] {
         assert!(config.get(field).is_none(), "{field} in {config}");
     }
     assert!(relay.lines(WARN).is_empty(), "{:?}", relay.lines(WARN));
@@ -74,8 +83,16 @@ async fn replicas_that_share_need_no_group_and_no_common_bound() {
     let (nats, stream) = server().await;
     let relay = Relay::start(&nats.url(), NOBODY, &[STREAM, ("NATS_REPLICAS_SHARE", "true")]).await;
     let config = stream.consumer().await["config"].clone();
-    assert_eq!((&config["ack_wait"], &config["max_ack_pending"]), (&nanoseconds(10), &json!(-1)), "{config}");
-    assert!(config.get("priority_groups").is_none() && config.get("priority_policy").is_none_or(|policy| policy == "none"), "{config}");
+    assert_eq!(
+        (&config["ack_wait"], &config["max_ack_pending"]),
+        (&nanoseconds(10), &json!(-1)),
+        "{config}"
+    );
+    assert!(
+        config.get("priority_groups").is_none()
+            && config.get("priority_policy").is_none_or(|policy| policy == "none"),
+        "{config}"
+    );
     assert!(relay.lines(WARN).is_empty(), "{:?}", relay.lines(WARN));
 }
 
@@ -86,12 +103,22 @@ async fn a_missing_stream_is_made_where_that_is_wanted_and_a_second_start_leaves
     let create = ("NATS_STREAM_CREATE", "true");
     let mut setup = Setup::on(nats, &endpoint.url(), &[STREAM, create]).await;
     let said = setup.relay.lines("created the missing stream");
-    assert!(said.len() == 1 && said[0].contains(WARN) && said[0].contains("NATS_STREAM_CREATE"), "{said:?}");
+    assert!(
+        said.len() == 1 && said[0].contains(WARN) && said[0].contains("NATS_STREAM_CREATE"),
+        "{said:?}"
+    );
     let stream = JetStream::new(&setup.client);
     let made = stream.stream("CMS").await;
     let config = &made["config"];
-    assert_eq!((&config["subjects"], &config["storage"]), (&json!(["cms.cache.>"]), &json!("file")), "{config}");
-    assert_eq!((&config["discard"], &config["max_age"], &config["max_bytes"]), (&json!("old"), &nanoseconds(86_400), &json!(256 << 20)));
+    assert_eq!(
+        (&config["subjects"], &config["storage"]),
+        (&json!(["cms.cache.>"]), &json!("file")),
+        "{config}"
+    );
+    assert_eq!(
+        (&config["discard"], &config["max_age"], &config["max_bytes"]),
+        (&json!("old"), &nanoseconds(86_400), &json!(256 << 20))
+    );
     stream.publish("cms.cache.a", "1").await;
     assert_eq!(setup.relayed().await.payload, "1");
     assert!(setup.relay.stop().await.success());
@@ -112,16 +139,28 @@ async fn a_start_that_can_not_succeed_ends_with_one_error_and_the_command_that_m
             JETSTREAM,
             None,
             &[][..],
-            &["stream CMS (NATS_STREAM) does not exist", "nats stream add CMS --subjects 'cms.cache.>'", "NATS_STREAM_CREATE=true"][..],
+            &[
+                "stream CMS (NATS_STREAM) does not exist",
+                "nats stream add CMS --subjects 'cms.cache.>'",
+                "NATS_STREAM_CREATE=true",
+            ][..],
         ),
         (
             JETSTREAM,
             Some(json!(["cms.other.>", "shop.>"])),
             &[],
-            &["does not capture cms.cache.> (NATS_SUBJECT_PREFIX)", "nats stream edit CMS --subjects 'cms.other.>,shop.>,cms.cache.>'"],
+            &[
+                "does not capture cms.cache.> (NATS_SUBJECT_PREFIX)",
+                "nats stream edit CMS --subjects 'cms.other.>,shop.>,cms.cache.>'",
+            ],
         ),
         ("debug: false", None, &[], &["JetStream is not switched on", "nats-server with -js"]),
-        (&format!("{JETSTREAM}, {accounts}"), None, &login, &["not switched on for this NATS account", "nsc edit account"]),
+        (
+            &format!("{JETSTREAM}, {accounts}"),
+            None,
+            &login,
+            &["not switched on for this NATS account", "nsc edit account"],
+        ),
     ] {
         let nats = NatsServer::with_config(config);
         if let Some(subjects) = subjects {
@@ -146,7 +185,10 @@ async fn a_stream_that_captures_a_part_of_the_prefix_is_warned_about_and_read() 
     stream.add("CMS", "cms.cache.article.*", json!({})).await;
     let mut setup = Setup::on(nats, &endpoint.url(), &[STREAM]).await;
     let warnings = setup.relay.lines(WARN);
-    assert!(warnings.len() == 1 && warnings[0].contains("captures only a part of cms.cache.>"), "{warnings:?}");
+    assert!(
+        warnings.len() == 1 && warnings[0].contains("captures only a part of cms.cache.>"),
+        "{warnings:?}"
+    );
     stream.publish("cms.cache.article.42", "1").await;
     assert_eq!(setup.relayed().await.payload, "1");
     setup.end().await;
@@ -170,7 +212,10 @@ async fn a_mirror_is_read_though_it_captures_nothing() {
 #[tokio::test]
 async fn a_consumer_that_is_something_else_is_left_alone_and_named() {
     for (config, expected) in [
-        (json!({ "filter_subject": "cms.cache.article.>" }), "is for cms.cache.article.>, not for cms.cache.>"),
+        (
+            json!({ "filter_subject": "cms.cache.article.>" }),
+            "is for cms.cache.article.>, not for cms.cache.>",
+        ),
         (
             json!({ "filter_subject": null, "filter_subjects": ["cms.cache.a", "cms.cache.b"] }),
             "is for cms.cache.a cms.cache.b, not for cms.cache.>",
@@ -225,12 +270,24 @@ async fn a_consumer_that_would_weaken_the_promises_is_changed_and_each_change_is
     assert!(setup.relay.lines(CREATED).is_empty());
 
     let after = stream.consumer().await["config"].clone();
-    for field in ["description", "num_replicas", "mem_storage", "sample_freq", "deliver_policy", "filter_subject"] {
+    for field in [
+        "description",
+        "num_replicas",
+        "mem_storage",
+        "sample_freq",
+        "deliver_policy",
+        "filter_subject",
+    ] {
         assert_eq!(after[field], before["config"][field], "{field}");
     }
     assert_eq!(after["metadata"]["owner"], "web team");
-    assert_eq!((&after["ack_wait"], &after["max_deliver"], &after["max_ack_pending"]), (&nanoseconds(3), &json!(-1), &json!(1000)));
-    for field in ["backoff", "headers_only", "inactive_threshold", "max_batch", "max_expires", "max_bytes"] {
+    assert_eq!(
+        (&after["ack_wait"], &after["max_deliver"], &after["max_ack_pending"]),
+        (&nanoseconds(3), &json!(-1), &json!(1000))
+    );
+    for field in
+        ["backoff", "headers_only", "inactive_threshold", "max_batch", "max_expires", "max_bytes"]
+    {
         assert!(after.get(field).is_none_or(|value| *value == json!([])), "{field} in {after}");
     }
     stream.publish("cms.cache.a", "whole").await;
@@ -238,7 +295,13 @@ async fn a_consumer_that_would_weaken_the_promises_is_changed_and_each_change_is
     assert!(setup.relay.stop().await.success());
 
     let again = Relay::start(&setup.nats.url(), &endpoint.url(), &[STREAM]).await;
-    assert!(again.lines(CHANGED).is_empty() && again.lines(CREATED).is_empty() && again.lines(WARN).is_empty(), "{:?}", again.log());
+    assert!(
+        again.lines(CHANGED).is_empty()
+            && again.lines(CREATED).is_empty()
+            && again.lines(WARN).is_empty(),
+        "{:?}",
+        again.log()
+    );
     assert_eq!(stream.consumer().await["config"], after);
 }
 
@@ -246,13 +309,18 @@ async fn a_consumer_that_would_weaken_the_promises_is_changed_and_each_change_is
 async fn a_second_start_changes_nothing_and_says_nothing() {
     let (nats, stream) = server().await;
     for share in ["false", "true"] {
-        let variables = [STREAM, ("NATS_REPLICAS_SHARE", share), ("NATS_CONSUMER", &format!("share-{share}"))];
+        let variables =
+            [STREAM, ("NATS_REPLICAS_SHARE", share), ("NATS_CONSUMER", &format!("share-{share}"))];
         let name = format!("CONSUMER.INFO.CMS.share-{share}");
         assert!(Relay::start(&nats.url(), NOBODY, &variables).await.stop().await.success());
         let before = stream.call(&name, json!({})).await;
         let mut relay = Relay::start(&nats.url(), NOBODY, &variables).await;
         assert!(relay.stop().await.success());
-        assert!(relay.lines("the consumer\"").is_empty() && relay.lines(WARN).is_empty(), "{:?}", relay.log());
+        assert!(
+            relay.lines("the consumer\"").is_empty() && relay.lines(WARN).is_empty(),
+            "{:?}",
+            relay.log()
+        );
         let after = stream.call(&name, json!({})).await;
         assert_eq!((&after["config"], &after["created"]), (&before["config"], &before["created"]));
     }
@@ -270,11 +338,14 @@ async fn a_new_consumer_starts_where_it_is_told_to_and_an_old_one_goes_on_where_
         (Some("6h"), "by_start_time", &["1", "2", "3", "4", "5"]),
     ] {
         let (nats, stream) = server().await;
-        for (subject, payload) in [("cms.cache.a", "1"), ("cms.cache.b", "2"), ("cms.cache.a", "3"), ("cms.cache.b", "4")] {
+        for (subject, payload) in
+            [("cms.cache.a", "1"), ("cms.cache.b", "2"), ("cms.cache.a", "3"), ("cms.cache.b", "4")]
+        {
             stream.publish(subject, payload).await;
         }
         let endpoint = Endpoint::ok().await;
-        let variables = [&[STREAM][..], deliver.map(|deliver| ("NATS_DELIVER", deliver)).as_slice()].concat();
+        let variables =
+            [&[STREAM][..], deliver.map(|deliver| ("NATS_DELIVER", deliver)).as_slice()].concat();
         let mut setup = Setup::on(nats, &endpoint.url(), &variables).await;
         assert_eq!(stream.consumer().await["config"]["deliver_policy"], policy);
         stream.publish("cms.cache.a", "5").await;
@@ -284,14 +355,20 @@ async fn a_new_consumer_starts_where_it_is_told_to_and_an_old_one_goes_on_where_
             relayed.push(setup.relayed().await);
         }
         relayed.sort_by(|a, b| a.payload.cmp(&b.payload));
-        let relayed: Vec<_> = relayed.iter().map(|message| std::str::from_utf8(&message.payload).unwrap()).collect();
+        let relayed: Vec<_> =
+            relayed.iter().map(|message| std::str::from_utf8(&message.payload).unwrap()).collect();
         assert_eq!(relayed, expected, "{deliver:?}");
         setup.end().await;
 
         // What is published while no relay is there waits for the next, whatever that is told.
         stream.publish("cms.cache.a", "6").await;
         for other in ["all", "new", "last-per-subject", "1ms"] {
-            let relay = Relay::start(&setup.nats.url(), &endpoint.url(), &[STREAM, ("NATS_DELIVER", other)]).await;
+            let relay = Relay::start(
+                &setup.nats.url(),
+                &endpoint.url(),
+                &[STREAM, ("NATS_DELIVER", other)],
+            )
+            .await;
             stream.settled().await;
             drop(relay);
         }
@@ -305,7 +382,9 @@ async fn an_age_is_counted_back_from_now() {
     let (nats, stream) = server().await;
     let _relay = Relay::start(&nats.url(), NOBODY, &[STREAM, ("NATS_DELIVER", "90min")]).await;
     let start = stream.consumer().await["config"]["opt_start_time"].as_str().unwrap().to_owned();
-    let age = std::time::SystemTime::now().duration_since(humantime::parse_rfc3339(&start).unwrap()).unwrap();
+    let age = std::time::SystemTime::now()
+        .duration_since(humantime::parse_rfc3339(&start).unwrap())
+        .unwrap();
     assert!((5400..5400 + 120).contains(&age.as_secs()), "{start} is {age:?} ago");
 }
 
@@ -330,8 +409,11 @@ const WANTED: [&str; 4] = [
 /// A server whose user `relay` may publish on `subjects` besides, and whose user `admin` may do
 /// anything, with the stream CMS.
 async fn restricted(subjects: &[&str]) -> (NatsServer, async_nats::Client, JetStream) {
-    let publish: Vec<_> =
-        ["relayed.cache.>", "failed.cache.>", "_INBOX.>"].iter().chain(subjects).map(|subject| format!("\"{subject}\"")).collect();
+    let publish: Vec<_> = ["relayed.cache.>", "failed.cache.>", "_INBOX.>"]
+        .iter()
+        .chain(subjects)
+        .map(|subject| format!("\"{subject}\""))
+        .collect();
     let nats = NatsServer::with_config(&format!(
         "{JETSTREAM}, authorization {{ users: [ {{ user: admin, password: pw }}, \
          {{ user: relay, password: pw, permissions: {{ subscribe: \"_INBOX.>\", publish: [{}] }} }} ] }}",
@@ -346,10 +428,14 @@ async fn restricted(subjects: &[&str]) -> (NatsServer, async_nats::Client, JetSt
 #[tokio::test]
 async fn exactly_the_documented_permissions_are_enough() {
     let (nats, client, stream) = restricted(&[&NEEDED[..], &WANTED].concat()).await;
-    let endpoint = Endpoint::start(|call| Reply::status(if call.subject() == "cms.cache.b" { 400 } else { 200 })).await;
+    let endpoint = Endpoint::start(|call| {
+        Reply::status(if call.subject() == "cms.cache.b" { 400 } else { 200 })
+    })
+    .await;
     let mut relayed = subscribe(&client, "relayed.>").await;
     let mut failed = subscribe(&client, "failed.>").await;
-    let mut relay = Relay::start(&nats.url(), &endpoint.url(), &[&LOGIN[..], &[STREAM, FAILED]].concat()).await;
+    let mut relay =
+        Relay::start(&nats.url(), &endpoint.url(), &[&LOGIN[..], &[STREAM, FAILED]].concat()).await;
     stream.publish("cms.cache.a", "1").await;
     stream.publish("cms.cache.b", "2").await;
     assert_eq!(next(&mut relayed).await.payload, "1");
@@ -367,7 +453,8 @@ async fn next(subscriber: &mut async_nats::Subscriber) -> async_nats::Message {
 #[tokio::test]
 async fn a_permission_that_is_missing_ends_the_start_with_an_error_that_names_it() {
     for missing in NEEDED.iter().chain(&WANTED[..1]) {
-        let granted: Vec<_> = NEEDED.into_iter().chain(WANTED).filter(|subject| subject != missing).collect();
+        let granted: Vec<_> =
+            NEEDED.into_iter().chain(WANTED).filter(|subject| subject != missing).collect();
         let (nats, _client, _stream) = restricted(&granted).await;
         let mut relay = Relay::spawn(&nats.url(), NOBODY, &[&LOGIN[..], &[STREAM]].concat());
         assert_eq!(relay.exit().await.code(), Some(1), "{missing}");
@@ -379,7 +466,8 @@ async fn a_permission_that_is_missing_ends_the_start_with_an_error_that_names_it
 }
 
 #[tokio::test]
-async fn a_user_who_may_not_change_the_consumer_can_use_one_that_fits_and_is_told_of_one_that_does_not() {
+async fn a_user_who_may_not_change_the_consumer_can_use_one_that_fits_and_is_told_of_one_that_does_not()
+ {
     let (nats, client, stream) = restricted(&NEEDED).await;
     let admin = [("NATS_USER", "admin"), ("NATS_PASS", "pw"), STREAM];
     assert!(Relay::start(&nats.url(), NOBODY, &admin).await.stop().await.success());
@@ -396,11 +484,19 @@ async fn a_user_who_may_not_change_the_consumer_can_use_one_that_fits_and_is_tol
     assert!(warnings.len() == 1 && warnings[0].contains("may not list streams"), "{warnings:?}");
     assert!(relay.lines(ERROR).is_empty(), "{:?}", relay.lines(ERROR));
 
-    let mut relay = Relay::spawn(&nats.url(), NOBODY, &[&restricted[..], &[("NATS_PENDING_MESSAGES", "10")]].concat());
+    let mut relay = Relay::spawn(
+        &nats.url(),
+        NOBODY,
+        &[&restricted[..], &[("NATS_PENDING_MESSAGES", "10")]].concat(),
+    );
     assert_eq!(relay.exit().await.code(), Some(1));
     let errors = relay.lines(ERROR);
     assert_eq!(errors.len(), 1, "{errors:?}");
-    for expected in ["max_ack_pending 1000 -> 10", "$JS.API.CONSUMER.CREATE.CMS.nats-webhook-relay.cms.cache.>", "grant it to the user"] {
+    for expected in [
+        "max_ack_pending 1000 -> 10",
+        "$JS.API.CONSUMER.CREATE.CMS.nats-webhook-relay.cms.cache.>",
+        "grant it to the user",
+    ] {
         assert!(errors[0].contains(expected), "{expected} is missing in {}", errors[0]);
     }
 }
@@ -409,7 +505,8 @@ async fn a_user_who_may_not_change_the_consumer_can_use_one_that_fits_and_is_tol
 
 #[tokio::test]
 async fn a_stream_of_another_domain_is_reached_by_domain_or_prefix() {
-    for variable in [("NATS_JETSTREAM_DOMAIN", "hub"), ("NATS_JETSTREAM_API_PREFIX", "$JS.hub.API")] {
+    for variable in [("NATS_JETSTREAM_DOMAIN", "hub"), ("NATS_JETSTREAM_API_PREFIX", "$JS.hub.API")]
+    {
         let nats = NatsServer::with_config("jetstream { domain: hub }");
         let endpoint = Endpoint::ok().await;
         let stream = JetStream::with_prefix(&nats.client().await, "$JS.hub.API");
@@ -462,12 +559,20 @@ async fn check_says_what_would_be_done_and_does_nothing() {
     let check = |more: &[(&str, &str)]| relay::run(&["check"], &[&variables, more].concat());
     let (status, output, errors) = check(&[]);
     assert!(status.success(), "{errors}");
-    assert!(output.contains("reads from    cms.cache.> (stream CMS, consumer nats-webhook-relay would be created)"), "{output}");
+    assert!(
+        output.contains(
+            "reads from    cms.cache.> (stream CMS, consumer nats-webhook-relay would be created)"
+        ),
+        "{output}"
+    );
     assert!(!stream.has_consumer().await);
 
     let before = stream.add_consumer(json!({ "max_deliver": 5 })).await;
     let (status, output, _) = check(&[]);
-    assert!(status.success() && output.contains("consumer nats-webhook-relay would be changed)"), "{output}");
+    assert!(
+        status.success() && output.contains("consumer nats-webhook-relay would be changed)"),
+        "{output}"
+    );
     assert_eq!(stream.consumer().await["config"], before["config"]);
 
     assert!(Relay::start(&nats.url(), NOBODY, &[STREAM]).await.stop().await.success());
@@ -476,9 +581,16 @@ async fn check_says_what_would_be_done_and_does_nothing() {
 
     let (status, _, errors) = check(&[("NATS_STREAM", "OTHER")]);
     assert_eq!(status.code(), Some(1));
-    assert!(errors.contains("stream OTHER (NATS_STREAM) does not exist") && errors.contains("nats stream add OTHER"), "{errors}");
+    assert!(
+        errors.contains("stream OTHER (NATS_STREAM) does not exist")
+            && errors.contains("nats stream add OTHER"),
+        "{errors}"
+    );
     let (status, _, errors) = check(&[("NATS_SUBJECT_PREFIX", "cms.cache.article")]);
-    assert!(!status.success() && errors.contains("is for cms.cache.>, not for cms.cache.article.>"), "{errors}");
+    assert!(
+        !status.success() && errors.contains("is for cms.cache.>, not for cms.cache.article.>"),
+        "{errors}"
+    );
 }
 
 #[tokio::test]
@@ -495,7 +607,10 @@ async fn check_accepts_a_missing_stream_that_a_start_would_make() {
     let (status, output, errors) = relay::run(&["check"], &variables);
     assert!(status.success() && output.contains("would be created"), "{output}{errors}");
     let stream = JetStream::new(&nats.client().await);
-    assert!(stream.ask("STREAM.INFO.CMS", &json!({})).await.get("error").is_some(), "check has made the stream");
+    assert!(
+        stream.ask("STREAM.INFO.CMS", &json!({})).await.get("error").is_some(),
+        "check has made the stream"
+    );
 }
 
 #[test]
@@ -518,8 +633,16 @@ fn mistakes_of_configuration_are_all_told_at_once() {
             ][..],
         ),
         (
-            &[STREAM, ("NATS_QUEUE_GROUP", "frontend"), ("NATS_JETSTREAM_DOMAIN", "hub"), ("NATS_JETSTREAM_API_PREFIX", "JS.API")],
-            &["NATS_QUEUE_GROUP: has no effect with NATS_STREAM", "NATS_JETSTREAM_DOMAIN: NATS_JETSTREAM_API_PREFIX is set too"],
+            &[
+                STREAM,
+                ("NATS_QUEUE_GROUP", "frontend"),
+                ("NATS_JETSTREAM_DOMAIN", "hub"),
+                ("NATS_JETSTREAM_API_PREFIX", "JS.API"),
+            ],
+            &[
+                "NATS_QUEUE_GROUP: has no effect with NATS_STREAM",
+                "NATS_JETSTREAM_DOMAIN: NATS_JETSTREAM_API_PREFIX is set too",
+            ],
         ),
         (
             &[
@@ -551,7 +674,11 @@ fn mistakes_of_configuration_are_all_told_at_once() {
         for expected in expected {
             assert!(errors.contains(expected), "{expected} is missing in {errors}");
         }
-        assert_eq!(errors.lines().filter(|line| line.starts_with("  - ")).count(), expected.len(), "{errors}");
+        assert_eq!(
+            errors.lines().filter(|line| line.starts_with("  - ")).count(),
+            expected.len(),
+            "{errors}"
+        );
     }
 }
 
@@ -587,7 +714,8 @@ const NOT_RELAYED: &str = "\"not relayed\"";
 
 /// The advisories about messages of the relay's consumer that were terminated.
 async fn terminations(setup: &Setup) -> async_nats::Subscriber {
-    subscribe(&setup.client, &format!("$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.CMS.{CONSUMER}")).await
+    subscribe(&setup.client, &format!("$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.CMS.{CONSUMER}"))
+        .await
 }
 
 async fn terminated_sequence(terminations: &mut async_nats::Subscriber) -> u64 {
@@ -598,11 +726,19 @@ async fn terminated_sequence(terminations: &mut async_nats::Subscriber) -> u64 {
 #[tokio::test]
 async fn a_message_is_settled_only_after_what_it_came_to_is_confirmed() {
     // Confirmed by a round trip, and by a stream.
-    for (status, published, settled) in [(200, "relayed.cache.a", "+ACK"), (400, "failed.cache.a", "+TERM")] {
+    for (status, published, settled) in
+        [(200, "relayed.cache.a", "+ACK"), (400, "failed.cache.a", "+TERM")]
+    {
         for captured in [false, true] {
             let (nats, stream) = server().await;
             if captured {
-                stream.add("OUT", "*.cache.>", json!({ "subjects": ["relayed.cache.>", "failed.cache.>"] })).await;
+                stream
+                    .add(
+                        "OUT",
+                        "*.cache.>",
+                        json!({ "subjects": ["relayed.cache.>", "failed.cache.>"] }),
+                    )
+                    .await;
             }
             let proxy = Proxy::to(nats.port).await;
             let released = std::sync::Arc::new(AtomicBool::new(false));
@@ -643,14 +779,22 @@ async fn nothing_is_delivered_again_while_it_is_worked_on_retried_or_waits() {
     let retried = AtomicBool::new(false);
     let endpoint = Endpoint::start(move |call| match &call.body[..] {
         b"slow" => Reply::ok().after(Duration::from_secs(8)),
-        b"retried" if !retried.swap(true, Ordering::SeqCst) => Reply::status(503).header("retry-after", "8"),
+        b"retried" if !retried.swap(true, Ordering::SeqCst) => {
+            Reply::status(503).header("retry-after", "8")
+        }
         _ => Reply::ok(),
     })
     .await;
     for share in ["false", "true"] {
         let (mut setup, stream) = setup(&endpoint.url(), &[("NATS_REPLICAS_SHARE", share)]).await;
         let before = endpoint.count();
-        for (subject, payload) in [("a", "slow"), ("a", "behind 1"), ("a", "behind 2"), ("b", "retried"), ("b", "behind 3")] {
+        for (subject, payload) in [
+            ("a", "slow"),
+            ("a", "behind 1"),
+            ("a", "behind 2"),
+            ("b", "retried"),
+            ("b", "behind 3"),
+        ] {
             stream.publish(&format!("cms.cache.{subject}"), payload).await;
         }
         let info = stream.settled().await;
@@ -679,7 +823,11 @@ async fn what_a_stream_will_not_have_ends_on_the_failed_subject_with_its_reason(
     let letter = setup.failed().await;
     assert_eq!((letter.subject.as_str(), &letter.payload[..]), ("failed.cache.a", &b"2"[..]));
     assert_eq!(header(&letter, "Relay-Reason"), "publish");
-    assert!(header(&letter, "Relay-Error").contains("maximum messages exceeded"), "{}", header(&letter, "Relay-Error"));
+    assert!(
+        header(&letter, "Relay-Error").contains("maximum messages exceeded"),
+        "{}",
+        header(&letter, "Relay-Error")
+    );
     assert_eq!(terminated_sequence(&mut terminations).await, refused);
     stream.settled().await;
     assert_eq!(endpoint.count(), 2);
@@ -710,7 +858,8 @@ async fn a_stream_of_relayed_messages_may_come_and_go() {
     let (nats, stream) = server().await;
     let proxy = Proxy::to(nats.port).await;
     let endpoint = Endpoint::ok().await;
-    let mut setup = Setup::on(nats, &endpoint.url(), &[STREAM, HTTP, ("NATS_HOST", &proxy.url())]).await;
+    let mut setup =
+        Setup::on(nats, &endpoint.url(), &[STREAM, HTTP, ("NATS_HOST", &proxy.url())]).await;
     stream.publish("cms.cache.a", "without").await;
     let message = setup.relayed().await;
     assert!(message.reply.is_none(), "nobody was there to answer");
@@ -730,7 +879,8 @@ async fn a_stream_of_relayed_messages_may_come_and_go() {
     stream.publish("cms.cache.a", "again without").await;
     stream.settled().await;
     assert_eq!(setup.relayed().await.payload, "again without");
-    let warning = setup.relay.logged("the stream that captures what is published does not answer").await;
+    let warning =
+        setup.relay.logged("the stream that captures what is published does not answer").await;
     assert!(warning.contains(WARN), "{warning}");
     let again = setup.relayed().await;
     assert!(again.payload == "again without" && again.reply.is_none(), "{again:?}");
@@ -763,7 +913,8 @@ async fn only_the_stream_is_believed_when_somebody_else_answers_first() {
         stream.add("RELAYED", "relayed.cache.>", json!({})).await;
         let proxy = Proxy::to(nats.port).await;
         let endpoint = Endpoint::ok().await;
-        let mut setup = Setup::on(nats, &endpoint.url(), &[STREAM, HTTP, ("NATS_HOST", &proxy.url())]).await;
+        let mut setup =
+            Setup::on(nats, &endpoint.url(), &[STREAM, HTTP, ("NATS_HOST", &proxy.url())]).await;
         proxy.hold("HPUB relayed.cache.a ");
         stream.publish("cms.cache.a", "1").await;
         eventually("the message is on its way to the stream", || proxy.is_holding()).await;
@@ -777,7 +928,8 @@ async fn only_the_stream_is_believed_when_somebody_else_answers_first() {
         setup.relay.counted("messages_relayed_total", 0).await;
         proxy.resume();
         stream.settled().await;
-        let expected = [("relayed.cache.a", "1"), ("relayed.cache.b", "2")].map(|(subject, text)| (subject.to_owned(), text.to_owned()));
+        let expected = [("relayed.cache.a", "1"), ("relayed.cache.b", "2")]
+            .map(|(subject, text)| (subject.to_owned(), text.to_owned()));
         assert_eq!(stream.messages("RELAYED").await, expected, "{answer}");
         setup.relay.counted("messages_relayed_total", 2).await;
         setup.relay.counted("messages_republished_again_total", 0).await;
@@ -798,7 +950,9 @@ async fn a_subscriber_that_answers_everything_changes_nothing() {
     let mut seen = subscribe(&responder, "relayed.cache.>").await;
     tokio::spawn(async move {
         while let Some(message) = seen.next().await {
-            for answer in ["ok", r#"{"stream":"x","seq":1}"#, "", r#"{"error":{"description":"no"}}"#] {
+            for answer in
+                ["ok", r#"{"stream":"x","seq":1}"#, "", r#"{"error":{"description":"no"}}"#]
+            {
                 responder.publish(message.reply.clone().unwrap(), answer.into()).await.unwrap();
             }
         }
@@ -838,10 +992,15 @@ async fn a_stream_answers_through_the_next_client_too() {
 async fn what_a_plugin_rejects_is_acknowledged() {
     let folder = Folder::with(&[("no", &Component::with(BODY, &reject("not for browsers")))]);
     let endpoint = Endpoint::ok().await;
-    let (mut setup, stream) = setup(&endpoint.url(), &[("PLUGINS", &folder.all()), ("PLUGIN_CACHE", "off")]).await;
+    let (mut setup, stream) =
+        setup(&endpoint.url(), &[("PLUGINS", &folder.all()), ("PLUGIN_CACHE", "off")]).await;
     let mut terminations = terminations(&setup).await;
     stream.publish("cms.cache.a", "1").await;
-    let info = stream.until("it is settled", |info| info["ack_floor"]["stream_seq"] == 1 && info["num_ack_pending"] == 0).await;
+    let info = stream
+        .until("it is settled", |info| {
+            info["ack_floor"]["stream_seq"] == 1 && info["num_ack_pending"] == 0
+        })
+        .await;
     assert_eq!(info["delivered"]["consumer_seq"], 1);
     setup.relay.counted("messages_rejected_total", 1).await;
     setup.end().await;
@@ -853,9 +1012,11 @@ async fn what_a_plugin_rejects_is_acknowledged() {
 
 #[tokio::test]
 async fn what_a_plugin_fails_on_is_terminated() {
-    let folder = Folder::with(&[("no", &Component::with(BODY, &support::component::failed("broken")))]);
+    let folder =
+        Folder::with(&[("no", &Component::with(BODY, &support::component::failed("broken")))]);
     let endpoint = Endpoint::ok().await;
-    let (mut setup, stream) = setup(&endpoint.url(), &[("PLUGINS", &folder.all()), ("PLUGIN_CACHE", "off")]).await;
+    let (mut setup, stream) =
+        setup(&endpoint.url(), &[("PLUGINS", &folder.all()), ("PLUGIN_CACHE", "off")]).await;
     let mut terminations = terminations(&setup).await;
     let sequence = stream.publish("cms.cache.a", "1").await;
     assert_eq!(header(&setup.failed().await, "Relay-Reason"), "plugin");
@@ -866,14 +1027,18 @@ async fn what_a_plugin_fails_on_is_terminated() {
 
 #[tokio::test]
 async fn after_the_last_attempt_a_message_goes_to_the_failed_subject_and_is_terminated() {
-    let endpoint = Endpoint::start(|call| Reply::status(if call.body == "1" { 503 } else { 200 })).await;
+    let endpoint =
+        Endpoint::start(|call| Reply::status(if call.body == "1" { 503 } else { 200 })).await;
     let (mut setup, stream) = setup(&endpoint.url(), &[("WEBHOOK_MAX_ATTEMPTS", "3")]).await;
     let mut terminations = terminations(&setup).await;
     let sequence = stream.publish("cms.cache.a", "1").await;
     stream.publish("cms.cache.a", "2").await;
     let letter = setup.failed().await;
     assert_eq!((letter.subject.as_str(), &letter.payload[..]), ("failed.cache.a", &b"1"[..]));
-    assert_eq!((header(&letter, "Relay-Reason"), header(&letter, "Relay-Attempts")), ("webhook", "3"));
+    assert_eq!(
+        (header(&letter, "Relay-Reason"), header(&letter, "Relay-Attempts")),
+        ("webhook", "3")
+    );
     let calls = endpoint.received(4).await;
     assert_eq!(header(&letter, "Relay-Id"), calls[0].header("webhook-id"));
     assert_eq!(terminated_sequence(&mut terminations).await, sequence);
@@ -889,18 +1054,26 @@ async fn after_the_last_attempt_a_message_goes_to_the_failed_subject_and_is_term
 async fn without_a_failed_subject_it_is_told_once_and_terminated() {
     let endpoint = Endpoint::start(|_| Reply::status(400)).await;
     let (nats, stream) = server().await;
-    let setup = Setup::on(nats, &endpoint.url(), &[STREAM, HTTP, ("NATS_FAILED_SUBJECT_PREFIX", "")]).await;
+    let setup =
+        Setup::on(nats, &endpoint.url(), &[STREAM, HTTP, ("NATS_FAILED_SUBJECT_PREFIX", "")]).await;
     let mut terminations = terminations(&setup).await;
     let sequence = stream.publish("cms.cache.a", "1").await;
     assert_eq!(terminated_sequence(&mut terminations).await, sequence);
     stream.settled().await;
     let told = setup.relay.lines(NOT_RELAYED);
-    assert!(told.len() == 1 && told[0].contains(ERROR) && told[0].contains("cms.cache.a") && told[0].contains("answered 400"), "{told:?}");
+    assert!(
+        told.len() == 1
+            && told[0].contains(ERROR)
+            && told[0].contains("cms.cache.a")
+            && told[0].contains("answered 400"),
+        "{told:?}"
+    );
     assert_eq!(endpoint.count(), 1);
 }
 
 #[tokio::test]
-async fn a_failed_message_that_the_failed_subject_will_not_have_stays_in_the_stream_until_it_does() {
+async fn a_failed_message_that_the_failed_subject_will_not_have_stays_in_the_stream_until_it_does()
+{
     let (nats, stream) = server().await;
     stream.add("FAILED", "failed.cache.>", json!({ "max_msgs": 1, "discard": "new" })).await;
     let endpoint = Endpoint::start(|_| Reply::status(400)).await;
@@ -923,7 +1096,8 @@ async fn without_a_limit_of_attempts_a_message_is_tried_for_as_long_as_the_strea
         _ => Reply::ok(),
     })
     .await;
-    let (mut setup, stream) = setup(&endpoint.url(), &[("WEBHOOK_MAX_ATTEMPTS", "unlimited")]).await;
+    let (mut setup, stream) =
+        setup(&endpoint.url(), &[("WEBHOOK_MAX_ATTEMPTS", "unlimited")]).await;
     let sequence = stream.publish("cms.cache.a", "1").await;
     stream.publish("cms.cache.a", "2").await;
     endpoint.received(8).await;
@@ -932,7 +1106,11 @@ async fn without_a_limit_of_attempts_a_message_is_tried_for_as_long_as_the_strea
     stream.call("STREAM.MSG.DELETE.CMS", json!({ "seq": sequence })).await;
     let letter = setup.failed().await;
     assert_eq!((header(&letter, "Relay-Reason"), &letter.payload[..]), ("webhook", &b"1"[..]));
-    assert!(header(&letter, "Relay-Error").contains("the stream no longer keeps the message"), "{}", header(&letter, "Relay-Error"));
+    assert!(
+        header(&letter, "Relay-Error").contains("the stream no longer keeps the message"),
+        "{}",
+        header(&letter, "Relay-Error")
+    );
     assert_eq!(setup.relayed().await.payload, "2");
     stream.settled().await;
     setup.end().await;
@@ -962,7 +1140,10 @@ async fn a_message_keeps_its_id_when_it_is_relayed_again_and_a_stream_drops_the_
     let calls = endpoint.calls();
     assert_eq!(calls.iter().map(|call| &call.body[..]).collect::<Vec<_>>(), [b"1", b"2", b"2"]);
     assert_eq!(calls[1].header("webhook-id"), calls[2].header("webhook-id"));
-    assert_eq!(stream.messages("RELAYED").await, ["1", "2"].map(|payload| ("relayed.cache.a".to_owned(), payload.to_owned())));
+    assert_eq!(
+        stream.messages("RELAYED").await,
+        ["1", "2"].map(|payload| ("relayed.cache.a".to_owned(), payload.to_owned()))
+    );
 }
 
 #[tokio::test]
@@ -989,7 +1170,13 @@ async fn what_is_relayed_is_what_was_stored_without_what_servers_add() {
     let endpoint = Endpoint::ok().await;
     let (mut setup, stream) = setup(&endpoint.url(), &[]).await;
     let payload: Vec<u8> = (0..=255).collect();
-    let headers = [("X-Own", "1"), ("x-own", "2"), ("X-Own", "3"), ("Nats-Msg-Id", "theirs"), ("Nats-Pin-Id", "theirs")];
+    let headers = [
+        ("X-Own", "1"),
+        ("x-own", "2"),
+        ("X-Own", "3"),
+        ("Nats-Msg-Id", "theirs"),
+        ("Nats-Pin-Id", "theirs"),
+    ];
     setup.publish_with("cms.cache.a", &headers, payload.clone()).await;
     setup.publish("cms.cache.b", payload.clone()).await;
     let relayed = setup.relayed_by_subject(2).await;
@@ -1000,7 +1187,11 @@ async fn what_is_relayed_is_what_was_stored_without_what_servers_add() {
         assert!(message.reply.is_none());
     }
     let names = |message: &async_nats::Message| {
-        let mut names: Vec<_> = message.headers.iter().flat_map(|headers| headers.iter().map(|(name, _)| name.to_string())).collect();
+        let mut names: Vec<_> = message
+            .headers
+            .iter()
+            .flat_map(|headers| headers.iter().map(|(name, _)| name.to_string()))
+            .collect();
         names.sort();
         names
     };
@@ -1009,8 +1200,17 @@ async fn what_is_relayed_is_what_was_stored_without_what_servers_add() {
     assert_eq!(support::setup::values(&relayed[0], "X-Own"), ["1", "3"]);
     for call in endpoint.calls() {
         assert_eq!(call.body, payload);
-        assert!(call.headers.keys().all(|name| !name.as_str().starts_with("nats-") || name == "nats-subject"), "{:?}", call.headers);
-        let message = relayed.iter().find(|message| message.subject.ends_with(&call.subject()[10..])).unwrap();
+        assert!(
+            call.headers
+                .keys()
+                .all(|name| !name.as_str().starts_with("nats-") || name == "nats-subject"),
+            "{:?}",
+            call.headers
+        );
+        let message = relayed
+            .iter()
+            .find(|message| message.subject.ends_with(&call.subject()[10..]))
+            .unwrap();
         assert_eq!(header(message, "Nats-Msg-Id"), call.header("webhook-id"));
     }
     setup.end().await;
@@ -1027,7 +1227,8 @@ async fn equal_messages_have_different_ids_also_in_a_stream_that_took_the_name_o
     stream.add("CMS", "cms.cache.>", json!({})).await;
     stream.publish("cms.cache.a", "1").await;
     let calls = endpoint.received(3).await;
-    let ids: std::collections::HashSet<_> = calls.iter().map(|call| call.header("webhook-id")).collect();
+    let ids: std::collections::HashSet<_> =
+        calls.iter().map(|call| call.header("webhook-id")).collect();
     assert_eq!(ids.len(), 3, "{ids:?}");
 }
 
@@ -1036,7 +1237,10 @@ async fn equal_messages_have_different_ids_also_in_a_stream_that_took_the_name_o
 /// An endpoint that takes a moment, each time another one.
 async fn unsteady() -> Endpoint {
     let random = std::sync::Mutex::new(fastrand::Rng::with_seed(7));
-    Endpoint::start(move |_| Reply::ok().after(Duration::from_millis(random.lock().unwrap().u64(0..20)))).await
+    Endpoint::start(move |_| {
+        Reply::ok().after(Duration::from_millis(random.lock().unwrap().u64(0..20)))
+    })
+    .await
 }
 
 /// What is relayed, as a stream of it has stored it.
@@ -1049,7 +1253,8 @@ async fn many_subjects_are_relayed_side_by_side_once_and_in_order() {
     const MESSAGES: usize = 3_000;
     const SUBJECTS: usize = 300;
     let endpoint = unsteady().await;
-    let (mut setup, stream) = setup(&endpoint.url(), &[("RUST_LOG", "warn,nats_webhook_relay=info")]).await;
+    let (mut setup, stream) =
+        setup(&endpoint.url(), &[("RUST_LOG", "warn,nats_webhook_relay=info")]).await;
     let began = Instant::now();
     stream.fill(0..MESSAGES, SUBJECTS, 0).await;
     let mut relayed = Vec::new();
@@ -1073,7 +1278,8 @@ async fn a_subject_that_hangs_delays_no_other() {
         _ => Reply::ok(),
     })
     .await;
-    let (mut setup, stream) = setup(&endpoint.url(), &[PATIENT, ("NATS_PENDING_MESSAGES", "100")]).await;
+    let (mut setup, stream) =
+        setup(&endpoint.url(), &[PATIENT, ("NATS_PENDING_MESSAGES", "100")]).await;
     for number in 0..20 {
         stream.publish("cms.cache.hangs", number.to_string()).await;
         stream.publish("cms.cache.waits", number.to_string()).await;
@@ -1105,7 +1311,11 @@ async fn a_relay_that_is_killed_and_started_again_loses_nothing_and_keeps_the_or
     let messages = load.end().await;
     stream.settled().await;
     complete_and_in_order(&numbers(&endpoint.calls()), messages, SUBJECTS);
-    assert_eq!(complete_and_in_order(&relayed_numbers(&stream).await, messages, SUBJECTS), 0, "stored twice");
+    assert_eq!(
+        complete_and_in_order(&relayed_numbers(&stream).await, messages, SUBJECTS),
+        0,
+        "stored twice"
+    );
     assert!(relay.stop().await.success());
 }
 
@@ -1126,7 +1336,11 @@ async fn connections_that_break_lose_nothing_repeat_nothing_and_keep_the_order()
     endpoint.received(endpoint.count() + 100).await;
     let messages = load.end().await;
     stream.settled().await;
-    assert_eq!(complete_and_in_order(&numbers(&endpoint.calls()), messages, SUBJECTS), 0, "called again");
+    assert_eq!(
+        complete_and_in_order(&numbers(&endpoint.calls()), messages, SUBJECTS),
+        0,
+        "called again"
+    );
     relay.counted("messages_relayed_total", messages as u64).await;
     assert_eq!((relay.metric("reconnects_total").await, relay.metric("gaps_total").await), (5, 0));
     assert!(relay.stop().await.success());
@@ -1147,14 +1361,21 @@ async fn lost_on_its_way(share: &str, rounds: usize) {
     let (nats, stream) = server().await;
     let proxy = Proxy::to(nats.port).await;
     let endpoint = Endpoint::ok().await;
-    let relay = Relay::start(&proxy.url(), &endpoint.url(), &[STREAM, HTTP, ("NATS_REPLICAS_SHARE", share)]).await;
+    let relay = Relay::start(
+        &proxy.url(),
+        &endpoint.url(),
+        &[STREAM, HTTP, ("NATS_REPLICAS_SHARE", share)],
+    )
+    .await;
     stream.publish("cms.cache.s0", "0").await;
     stream.settled().await;
     for round in 0..rounds {
         proxy.silence();
         let first = 1 + round * 20;
         stream.fill(first..first + 10, 1, 0).await;
-        stream.until("the server has sent some", |info| info["num_ack_pending"].as_u64() > Some(0)).await;
+        stream
+            .until("the server has sent some", |info| info["num_ack_pending"].as_u64() > Some(0))
+            .await;
         proxy.cut();
         stream.fill(first + 10..first + 20, 1, 0).await;
         stream.settled().await;
@@ -1169,8 +1390,10 @@ async fn a_frontend_that_is_down_for_a_while_gets_all_in_order_when_it_is_up() {
     const SUBJECTS: usize = 20;
     let (nats, stream) = server().await;
     let (socket, port) = support::endpoint::refusing();
-    let variables = [STREAM, HTTP, ("WEBHOOK_MAX_ATTEMPTS", "unlimited"), ("NATS_PENDING_MESSAGES", "100")];
-    let mut relay = Relay::start(&nats.url(), &format!("http://127.0.0.1:{port}/hook"), &variables).await;
+    let variables =
+        [STREAM, HTTP, ("WEBHOOK_MAX_ATTEMPTS", "unlimited"), ("NATS_PENDING_MESSAGES", "100")];
+    let mut relay =
+        Relay::start(&nats.url(), &format!("http://127.0.0.1:{port}/hook"), &variables).await;
     stream.fill(0..MESSAGES, SUBJECTS, 0).await;
     // Longer than the server waits for an acknowledgement.
     stream.unsettled(100).await;
@@ -1180,7 +1403,11 @@ async fn a_frontend_that_is_down_for_a_while_gets_all_in_order_when_it_is_up() {
     assert!(relay.metric("messages_pending").await <= 100);
     let endpoint = Endpoint::on(socket.listen(1024).unwrap(), |_| Reply::ok());
     stream.settled().await;
-    assert_eq!(complete_and_in_order(&numbers(&endpoint.calls()), MESSAGES, SUBJECTS), 0, "called again");
+    assert_eq!(
+        complete_and_in_order(&numbers(&endpoint.calls()), MESSAGES, SUBJECTS),
+        0,
+        "called again"
+    );
     assert_eq!(relay.metric("messages_redelivered_total").await, 0);
     assert!(relay.stop().await.success());
     assert!(relay.lines(ERROR).is_empty(), "{:?}", relay.lines(ERROR));
@@ -1195,7 +1422,13 @@ async fn no_more_is_taken_from_the_stream_than_may_wait() {
         let (nats, stream) = server().await;
         stream.fill(0..MESSAGES, 50, 0).await;
         let endpoint = Endpoint::start(|_| Reply::ok().after(Duration::from_millis(20))).await;
-        let variables = [STREAM, HTTP, ("NATS_DELIVER", "all"), ("NATS_PENDING_MESSAGES", "100"), ("NATS_REPLICAS_SHARE", share)];
+        let variables = [
+            STREAM,
+            HTTP,
+            ("NATS_DELIVER", "all"),
+            ("NATS_PENDING_MESSAGES", "100"),
+            ("NATS_REPLICAS_SHARE", share),
+        ];
         let mut relay = Relay::start(&nats.url(), &endpoint.url(), &variables).await;
         let mut highest = 0;
         loop {
@@ -1203,7 +1436,10 @@ async fn no_more_is_taken_from_the_stream_than_may_wait() {
             let unsettled = info["num_ack_pending"].as_u64().unwrap();
             // Acknowledgements may be on their way.
             let on_their_way = if share == "true" { 100 } else { 0 };
-            assert!(unsettled <= 100 + on_their_way, "{unsettled} of the stream are in the process");
+            assert!(
+                unsettled <= 100 + on_their_way,
+                "{unsettled} of the stream are in the process"
+            );
             let pending = relay.metric("messages_pending").await;
             assert!(pending <= 100, "{pending} wait");
             highest = highest.max(unsettled);
@@ -1224,11 +1460,14 @@ async fn large_messages_are_bounded_by_their_bytes_and_so_is_memory() {
     let (nats, stream) = server().await;
     stream.fill(0..MESSAGES, 50, 100_000).await;
     let endpoint = Held::start().await;
-    let variables = [STREAM, HTTP, PATIENT, ("NATS_DELIVER", "all"), ("NATS_PENDING_BYTES", "4MiB")];
+    let variables =
+        [STREAM, HTTP, PATIENT, ("NATS_DELIVER", "all"), ("NATS_PENDING_BYTES", "4MiB")];
     let mut relay = Relay::start(&nats.url(), &endpoint.url(), &variables).await;
     // As many as fit: the server counts some more for each than its payload.
     let fitting = (4 << 20) / 100_500;
-    stream.until("the room is used", |info| info["num_ack_pending"].as_u64() >= Some(fitting * 3 / 4)).await;
+    stream
+        .until("the room is used", |info| info["num_ack_pending"].as_u64() >= Some(fitting * 3 / 4))
+        .await;
     endpoint.called(fitting as usize * 3 / 4).await;
     endpoint.release();
     loop {
@@ -1244,7 +1483,10 @@ async fn large_messages_are_bounded_by_their_bytes_and_so_is_memory() {
     relay.counted("messages_relayed_total", MESSAGES as u64).await;
     let highest = relay.memory("VmHWM");
     assert!(highest < (4 + 40) * 1024, "{highest} KiB");
-    assert_eq!((relay.metric("messages_redelivered_total").await, endpoint.subjects().len()), (0, MESSAGES));
+    assert_eq!(
+        (relay.metric("messages_redelivered_total").await, endpoint.subjects().len()),
+        (0, MESSAGES)
+    );
     assert!(relay.stop().await.success());
 }
 
@@ -1253,7 +1495,11 @@ async fn a_message_larger_than_all_that_may_wait_is_relayed_alone_and_in_its_tur
     let (nats, stream) = server().await;
     let mut expected = Vec::new();
     for number in 0..30 {
-        let payload = if number % 10 == 5 { number.to_string() + &" ".repeat(100_000) } else { number.to_string() };
+        let payload = if number % 10 == 5 {
+            number.to_string() + &" ".repeat(100_000)
+        } else {
+            number.to_string()
+        };
         stream.publish(&format!("cms.cache.s{}", number % 2), payload).await;
         expected.push(number);
     }
@@ -1291,7 +1537,8 @@ async fn what_is_in_work_at_the_signal_is_finished_and_the_rest_stays_in_the_str
     for name in ["TERM", "INT"] {
         let (nats, stream) = server().await;
         let endpoint = Held::start().await;
-        let variables = [STREAM, HTTP, PATIENT, ("SHUTDOWN_GRACE", "1h"), ("NATS_PENDING_MESSAGES", "20")];
+        let variables =
+            [STREAM, HTTP, PATIENT, ("SHUTDOWN_GRACE", "1h"), ("NATS_PENDING_MESSAGES", "20")];
         let mut relay = Relay::start(&nats.url(), &endpoint.url(), &variables).await;
         stream.fill(0..100, 5, 0).await;
         relay.counted("messages_received_total", 20).await;
@@ -1302,7 +1549,11 @@ async fn what_is_in_work_at_the_signal_is_finished_and_the_rest_stays_in_the_str
         endpoint.release();
         assert!(relay.exit().await.success());
         let info = stream.consumer().await;
-        assert_eq!((&info["num_ack_pending"], &info["num_pending"]), (&json!(0), &json!(80)), "{info}");
+        assert_eq!(
+            (&info["num_ack_pending"], &info["num_pending"]),
+            (&json!(0), &json!(80)),
+            "{info}"
+        );
         assert_eq!(endpoint.subjects().len(), 20);
         assert!(relay.lines(ERROR).is_empty() && relay.lines(WARN).is_empty(), "{:?}", relay.log());
     }
@@ -1312,7 +1563,9 @@ async fn what_is_in_work_at_the_signal_is_finished_and_the_rest_stays_in_the_str
 async fn a_relay_that_is_stopped_while_nats_is_away_leaves_its_messages_to_the_next() {
     let (mut nats, stream) = server().await;
     let endpoint = Held::start().await;
-    let mut relay = Relay::start(&nats.url(), &endpoint.url(), &[STREAM, PATIENT, ("SHUTDOWN_GRACE", "500ms")]).await;
+    let mut relay =
+        Relay::start(&nats.url(), &endpoint.url(), &[STREAM, PATIENT, ("SHUTDOWN_GRACE", "500ms")])
+            .await;
     stream.fill(0..10, 5, 0).await;
     endpoint.called(5).await;
     nats.kill();

@@ -44,7 +44,11 @@ impl Silent {
         let process = command.stdout(Stdio::null()).stderr(stderr).spawn().unwrap();
         let relay = Self { process, http, nats, endpoint, _folder: folder };
         let ready = async {
-            while relay.get("/readyz").await.is_none_or(|answer| !answer.starts_with("HTTP/1.1 200")) {
+            while relay
+                .get("/readyz")
+                .await
+                .is_none_or(|answer| !answer.starts_with("HTTP/1.1 200"))
+            {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
@@ -54,7 +58,12 @@ impl Silent {
 
     async fn get(&self, path: &str) -> Option<String> {
         let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.http)).await.ok()?;
-        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes()).await.ok()?;
+        stream
+            .write_all(
+                format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes(),
+            )
+            .await
+            .ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.ok()?;
         Some(answer)
@@ -62,7 +71,9 @@ impl Silent {
 
     async fn dropped(&self) -> usize {
         let metrics = within("metrics", self.get("/metrics")).await.unwrap();
-        let value = metrics.lines().find_map(|line| line.strip_prefix("nats_webhook_relay_log_lines_dropped_total "));
+        let value = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix("nats_webhook_relay_log_lines_dropped_total "));
         value.unwrap().parse().unwrap()
     }
 
@@ -71,7 +82,10 @@ impl Silent {
         let client = self.nats.client().await;
         let mut relayed = subscribe(&client, "relayed.cache.>").await;
         for number in 0..messages {
-            client.publish(format!("cms.cache.s{}", number % 50), number.to_string().into()).await.unwrap();
+            client
+                .publish(format!("cms.cache.s{}", number % 50), number.to_string().into())
+                .await
+                .unwrap();
         }
         for _ in 0..messages {
             within("a relayed message", relayed.next()).await.unwrap();
@@ -116,7 +130,10 @@ async fn a_log_without_a_reader_or_on_a_full_disk_stops_nothing() {
 }
 
 /// Reads lines until one contains `text`, on a thread of its own.
-async fn read_until(reader: PipeReader, text: &'static str) -> (Vec<String>, BufReader<PipeReader>) {
+async fn read_until(
+    reader: PipeReader,
+    text: &'static str,
+) -> (Vec<String>, BufReader<PipeReader>) {
     let read = tokio::task::spawn_blocking(move || {
         let mut reader = BufReader::new(reader);
         let mut lines = Vec::new();
@@ -172,9 +189,18 @@ fn what_is_logged_before_the_end_is_written() {
 }
 
 /// Runs a command whose standard output is `stdout`: its status and standard error.
-fn output_to(stdout: impl Into<Stdio>, arguments: &[&str], variables: &[(&str, &str)]) -> (ExitStatus, String) {
+fn output_to(
+    stdout: impl Into<Stdio>,
+    arguments: &[&str],
+    variables: &[(&str, &str)],
+) -> (ExitStatus, String) {
     let folder = TempDir::new().unwrap();
-    let output = command(&folder, variables).args(arguments).stdout(stdout).stderr(Stdio::piped()).spawn().unwrap();
+    let output = command(&folder, variables)
+        .args(arguments)
+        .stdout(stdout)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let output = output.wait_with_output().unwrap();
     (output.status, String::from_utf8(output.stderr).unwrap())
 }
@@ -189,7 +215,9 @@ fn a_reader_that_has_seen_enough_of_a_command_is_no_failure_and_a_full_disk_is()
         ("NATS_SUBJECT_PREFIX", "cms.cache"),
         ("NATS_RELAYED_SUBJECT_PREFIX", "relayed.cache"),
     ];
-    for arguments in [&["--help"][..], &["check"], &["plugin", "new", "--lang", "rust", "article-tags"]] {
+    for arguments in
+        [&["--help"][..], &["check"], &["plugin", "new", "--lang", "rust", "article-tags"]]
+    {
         let (reader, broken) = std::io::pipe().unwrap();
         drop(reader);
         let (status, errors) = output_to(broken, arguments, &variables);
@@ -198,5 +226,8 @@ fn a_reader_that_has_seen_enough_of_a_command_is_no_failure_and_a_full_disk_is()
     let full = File::options().write(true).open("/dev/full").unwrap();
     let (status, errors) = output_to(full, &["check"], &variables);
     assert_eq!(status.code(), Some(1));
-    assert!(errors.contains("cannot write to standard output") && !errors.contains("panic"), "{errors}");
+    assert!(
+        errors.contains("cannot write to standard output") && !errors.contains("panic"),
+        "{errors}"
+    );
 }

@@ -62,36 +62,55 @@ async fn ten_thousand_messages_arrive_once_in_order_and_after_their_answer() {
         Reply::ok().after(after)
     })
     .await;
-    let mut relay = Relay::start(&nats.url(), &endpoint.url(), &[("RUST_LOG", "warn,nats_webhook_relay::command=info")]).await;
+    let mut relay = Relay::start(
+        &nats.url(),
+        &endpoint.url(),
+        &[("RUST_LOG", "warn,nats_webhook_relay::command=info")],
+    )
+    .await;
     let client = nats.client().await;
     let mut relayed = client.subscribe("relayed.cache.>").await.unwrap();
     client.flush().await.unwrap();
 
     for number in 0..MESSAGES {
-        client.publish(format!("cms.cache.s{}", number % SUBJECTS), number.to_string().into()).await.unwrap();
+        client
+            .publish(format!("cms.cache.s{}", number % SUBJECTS), number.to_string().into())
+            .await
+            .unwrap();
     }
     let mut last: HashMap<String, usize> = HashMap::new();
     for _ in 0..MESSAGES {
         let message = within("next relayed message", relayed.next()).await.unwrap();
         let number: usize = std::str::from_utf8(&message.payload).unwrap().parse().unwrap();
         let accepted = accepted_at.lock().unwrap().get(&number).copied();
-        assert!(accepted.is_some_and(|at| at <= Instant::now()), "{number} was relayed before its webhook's answer");
+        assert!(
+            accepted.is_some_and(|at| at <= Instant::now()),
+            "{number} was relayed before its webhook's answer"
+        );
         let before = last.insert(message.subject.to_string(), number);
         let expected = before.map_or(number % SUBJECTS, |before| before + SUBJECTS);
         assert_eq!(number, expected, "{} is out of order, lost or repeated", message.subject);
     }
     assert!(relay.stop().await.success());
     client.flush().await.unwrap();
-    assert!(tokio::time::timeout(Duration::from_millis(200), relayed.next()).await.is_err(), "something was relayed twice");
+    assert!(
+        tokio::time::timeout(Duration::from_millis(200), relayed.next()).await.is_err(),
+        "something was relayed twice"
+    );
 
     // At the webhook: order per subject, where a failed call is followed by the same message.
     let calls = endpoint.calls();
-    assert!(calls.len() > MESSAGES + MESSAGES / 50, "too few failures to mean anything: {}", calls.len());
+    assert!(
+        calls.len() > MESSAGES + MESSAGES / 50,
+        "too few failures to mean anything: {}",
+        calls.len()
+    );
     let mut seen: HashMap<String, usize> = HashMap::new();
     for call in &calls {
         let number: usize = std::str::from_utf8(&call.body).unwrap().parse().unwrap();
         let before = seen.insert(call.subject().to_owned(), number);
-        let in_order = before.map_or(number < SUBJECTS, |before| number == before || number == before + SUBJECTS);
+        let in_order = before
+            .map_or(number < SUBJECTS, |before| number == before || number == before + SUBJECTS);
         assert!(in_order, "{} got {number} after {before:?}", call.subject());
     }
 }
@@ -106,7 +125,12 @@ async fn a_subject_that_hangs_or_waits_for_a_retry_delays_no_other() {
     })
     .await;
     // Two may be worked on at once: one hangs, the one that waits must not count.
-    let relay = Relay::start(&nats.url(), &endpoint.url(), &[("MAX_IN_FLIGHT", "2"), ("WEBHOOK_TIMEOUT", "1h")]).await;
+    let relay = Relay::start(
+        &nats.url(),
+        &endpoint.url(),
+        &[("MAX_IN_FLIGHT", "2"), ("WEBHOOK_TIMEOUT", "1h")],
+    )
+    .await;
     let client = nats.client().await;
     let mut relayed = client.subscribe("relayed.cache.>").await.unwrap();
     client.flush().await.unwrap();
@@ -148,7 +172,10 @@ async fn no_more_than_max_in_flight_are_called_at_once() {
     }
     let calls = endpoint.answered(35).await;
     for call in &calls {
-        let open = calls.iter().filter(|other| other.at <= call.at && other.answered_at.unwrap() > call.at).count();
+        let open = calls
+            .iter()
+            .filter(|other| other.at <= call.at && other.answered_at.unwrap() > call.at)
+            .count();
         assert!(open <= 7, "{open} calls at once");
     }
 }
@@ -157,8 +184,16 @@ async fn no_more_than_max_in_flight_are_called_at_once() {
 async fn a_retried_message_holds_back_its_own_subject_only() {
     let nats = NatsServer::start();
     let failures = AtomicU32::new(3);
-    let fails = move || failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
-    let endpoint = Endpoint::start(move |call| if call.body == "1" && fails() { Reply::status(500) } else { Reply::ok() }).await;
+    let fails = move || {
+        failures
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1))
+            .is_ok()
+    };
+    let endpoint =
+        Endpoint::start(
+            move |call| if call.body == "1" && fails() { Reply::status(500) } else { Reply::ok() },
+        )
+        .await;
     let relay = Relay::start(&nats.url(), &endpoint.url(), &[]).await;
     let client = nats.client().await;
     let mut relayed = client.subscribe("relayed.cache.>").await.unwrap();

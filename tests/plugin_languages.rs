@@ -28,12 +28,24 @@ fn build(plugin: &str) -> PathBuf {
     let _building = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let output = Command::new(format!("{TOP}/scripts/build-plugins")).arg(plugin).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "scripts/build-plugins: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "scripts/build-plugins: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let component = PathBuf::from(text.trim());
     let mut run = Command::new(BINARY);
-    run.env_clear().env("PLUGIN_CACHE", code()).args(["plugin", "run"]).arg(&component).stdin(Stdio::null());
+    run.env_clear()
+        .env("PLUGIN_CACHE", code())
+        .args(["plugin", "run"])
+        .arg(&component)
+        .stdin(Stdio::null());
     let output = run.output().unwrap();
-    assert!(String::from_utf8_lossy(&output.stdout).contains("calls"), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        String::from_utf8_lossy(&output.stdout).contains("calls"),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     component
 }
 
@@ -55,7 +67,11 @@ fn every_hook(language: &str) -> PathBuf {
     let parent = Path::new(env!("CARGO_TARGET_TMPDIR")).join("plugin-projects");
     let name = format!("every-hook-{language}");
     let new = tempfile::tempdir().unwrap();
-    let made = Command::new(BINARY).current_dir(new.path()).args(["plugin", "new", "--lang", language, &name]).output().unwrap();
+    let made = Command::new(BINARY)
+        .current_dir(new.path())
+        .args(["plugin", "new", "--lang", language, &name])
+        .output()
+        .unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let (source, comment) = match language {
         "rust" => ("src/lib.rs", "//"),
@@ -73,7 +89,8 @@ fn every_hook(language: &str) -> PathBuf {
         text.strip_prefix(' ').unwrap_or(text).to_owned()
     };
     let blocks = text.split("\n\n").map(|block| {
-        let is_hook = ["impl hooks::", "export const", "(exports."].iter().any(|word| block.contains(word));
+        let is_hook =
+            ["impl hooks::", "export const", "(exports."].iter().any(|word| block.contains(word));
         match is_hook && block.lines().all(|line| line.is_empty() || line.starts_with(comment)) {
             true => block.lines().map(uncommented).collect::<Vec<_>>().join("\n"),
             false => block.to_owned(),
@@ -90,7 +107,8 @@ fn every_hook(language: &str) -> PathBuf {
 fn copy_changed(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
-        let (from, to) = (entry.as_ref().unwrap().path(), to.join(entry.as_ref().unwrap().file_name()));
+        let (from, to) =
+            (entry.as_ref().unwrap().path(), to.join(entry.as_ref().unwrap().file_name()));
         if from.is_dir() {
             copy_changed(&from, &to);
         } else if std::fs::read(&to).ok() != Some(std::fs::read(&from).unwrap()) {
@@ -109,10 +127,16 @@ async fn all_hooks_work(language: &str) {
         (&format!("PLUGIN_EVERY_HOOK_{}_BASE", language.to_uppercase()), "/de"),
     ];
     let mut setup = Setup::start(&endpoint.url(), &variables).await;
-    setup.publish_with("cms.cache.article.42", &[("X-Length", "of the message")], r#"{"id":42}"#).await;
+    setup
+        .publish_with("cms.cache.article.42", &[("X-Length", "of the message")], r#"{"id":42}"#)
+        .await;
 
     let relayed = setup.relayed().await;
-    assert_eq!((relayed.subject.as_str(), &relayed.payload[..]), ("relayed.cache.pages.article.42", &b"{}"[..]), "{language}");
+    assert_eq!(
+        (relayed.subject.as_str(), &relayed.payload[..]),
+        ("relayed.cache.pages.article.42", &b"{}"[..]),
+        "{language}"
+    );
     let calls = endpoint.received(1).await;
     assert_eq!(body(&calls[0]), json!({"id": 42, "path": "/de/article/42"}), "{language}");
     assert_eq!(calls[0].header("x-length"), calls[0].body.len().to_string(), "{language}");
@@ -121,7 +145,11 @@ async fn all_hooks_work(language: &str) {
     setup.publish("cms.cache.article.42", "<xml>").await;
     setup.publish("cms.cache.article.42", "{}").await;
     let failed = setup.failed().await;
-    assert_eq!((header(&failed, "Relay-Reason"), header(&failed, "Relay-Hook")), ("plugin", "webhook-payload"), "{language}");
+    assert_eq!(
+        (header(&failed, "Relay-Reason"), header(&failed, "Relay-Hook")),
+        ("plugin", "webhook-payload"),
+        "{language}"
+    );
     assert!(header(&failed, "Relay-Error").contains("failed: "), "{language}: {failed:?}");
     assert_eq!(setup.relayed().await.subject.as_str(), "relayed.cache.pages.article.42");
     setup.end().await;
@@ -148,11 +176,19 @@ async fn every_hook_in_python() {
 #[tokio::test]
 async fn nextjs_tags() {
     let endpoint = Endpoint::ok().await;
-    let mut setup = with("nextjs-tags", &endpoint, &[("PLUGIN_NEXTJS_TAGS_TAGS", "{entity}:{id} {$1} {langcode}")]).await;
+    let mut setup = with(
+        "nextjs-tags",
+        &endpoint,
+        &[("PLUGIN_NEXTJS_TAGS_TAGS", "{entity}:{id} {$1} {langcode}")],
+    )
+    .await;
     let event = r#"{"entity":"node","id":42}"#;
     setup.publish("cms.cache.article.42", event).await;
     let relayed = setup.relayed().await;
-    assert_eq!((relayed.subject.as_str(), &relayed.payload[..]), ("relayed.cache.article.42", event.as_bytes()));
+    assert_eq!(
+        (relayed.subject.as_str(), &relayed.payload[..]),
+        ("relayed.cache.article.42", event.as_bytes())
+    );
     assert_eq!(body(&endpoint.calls()[0]), json!({"tags": ["node:42", "article"]}));
     setup.end().await;
 }
@@ -160,8 +196,15 @@ async fn nextjs_tags() {
 #[tokio::test]
 async fn cloudevents() {
     let endpoint = Endpoint::ok().await;
-    let mut setup = with("cloudevents", &endpoint, &[("PLUGIN_CLOUDEVENTS_SOURCE", "/my cms")]).await;
-    setup.publish_with("cms.cache.article.42", &[("Content-Type", "text/plain"), ("ce-type", "given")], "as it is").await;
+    let mut setup =
+        with("cloudevents", &endpoint, &[("PLUGIN_CLOUDEVENTS_SOURCE", "/my cms")]).await;
+    setup
+        .publish_with(
+            "cms.cache.article.42",
+            &[("Content-Type", "text/plain"), ("ce-type", "given")],
+            "as it is",
+        )
+        .await;
     let relayed = setup.relayed().await;
     let call = &endpoint.calls()[0];
     assert_eq!((&call.body[..], &relayed.payload[..]), (&b"as it is"[..], &b"as it is"[..]));
@@ -175,18 +218,25 @@ async fn cloudevents() {
     ] {
         assert_eq!(call.header(name), expected, "{name}");
     }
-    assert!(values(&relayed, "ce-id").is_empty(), "headers of the call are not those of the relayed message");
+    assert!(
+        values(&relayed, "ce-id").is_empty(),
+        "headers of the call are not those of the relayed message"
+    );
     setup.end().await;
 }
 
 #[tokio::test]
 async fn drupal_path() {
     let endpoint = Endpoint::ok().await;
-    let mut setup = with("drupal-path", &endpoint, &[("PLUGIN_DRUPAL_PATH_SECRET", "hunter2-of-drupal")]).await;
+    let mut setup =
+        with("drupal-path", &endpoint, &[("PLUGIN_DRUPAL_PATH_SECRET", "hunter2-of-drupal")]).await;
     let event = r#"{"entity_type":"node","id":"42","path":"/blog/hello"}"#;
     setup.publish("cms.cache.node.42", event).await;
     assert_eq!(&setup.relayed().await.payload[..], event.as_bytes());
-    assert_eq!(body(&endpoint.calls()[0]), json!({"path": "/blog/hello", "secret": "hunter2-of-drupal"}));
+    assert_eq!(
+        body(&endpoint.calls()[0]),
+        json!({"path": "/blog/hello", "secret": "hunter2-of-drupal"})
+    );
     // Nothing to revalidate.
     setup.publish("cms.cache.node.43", r#"{"path":null}"#).await;
     setup.relay.logged("\"message\":\"rejected\"").await;
@@ -200,7 +250,9 @@ async fn drupal_path() {
 #[tokio::test]
 async fn feathers_event() {
     let endpoint = Endpoint::ok().await;
-    let mut setup = with("feathers-event", &endpoint, &[("PLUGIN_FEATHERS_EVENT_EVENTS", "created patched")]).await;
+    let mut setup =
+        with("feathers-event", &endpoint, &[("PLUGIN_FEATHERS_EVENT_EVENTS", "created patched")])
+            .await;
     let event = |event: &str| {
         json!({"event": event, "path": "articles", "data": {"id": 1}, "context": {"params": {"headers": {"authorization": "hunter2"}}}})
             .to_string()
@@ -209,7 +261,10 @@ async fn feathers_event() {
     let expected = json!({"event": "created", "path": "articles", "data": {"id": 1}});
     assert_eq!(serde_json::from_slice::<Value>(&setup.relayed().await.payload).unwrap(), expected);
     let call = &endpoint.calls()[0];
-    assert_eq!((body(call), call.header("x-feathers-event"), call.header("x-feathers-path")), (expected, "created", "articles"));
+    assert_eq!(
+        (body(call), call.header("x-feathers-event"), call.header("x-feathers-path")),
+        (expected, "created", "articles")
+    );
     setup.publish("cms.cache.feathers", event("removed")).await;
     setup.relay.logged("\"message\":\"rejected\"").await;
     setup.publish("cms.cache.feathers", r#"{"path":"articles","context":{}}"#).await;
@@ -221,7 +276,8 @@ async fn feathers_event() {
 #[tokio::test]
 async fn tenant_subject() {
     let endpoint = Endpoint::ok().await;
-    let mut setup = with("tenant-subject", &endpoint, &[("PLUGIN_TENANT_SUBJECT_FIELD", "site.tenant")]).await;
+    let mut setup =
+        with("tenant-subject", &endpoint, &[("PLUGIN_TENANT_SUBJECT_FIELD", "site.tenant")]).await;
     let event = r#"{"site":{"tenant":"acme"},"type":"article","id":42,"author":{"mail":"a@b"}}"#;
     setup.publish("cms.cache.article.42", event).await;
     let relayed = setup.relayed().await;
@@ -255,10 +311,19 @@ async fn examples_work_together() {
     let relayed = setup.relayed().await;
     assert_eq!(relayed.subject.as_str(), "relayed.cache.acme.feathers");
     let payload: Value = serde_json::from_slice(&relayed.payload).unwrap();
-    assert_eq!(payload, json!({"event": "created", "path": "articles", "data": {"id": 1, "tenant": "acme"}}));
+    assert_eq!(
+        payload,
+        json!({"event": "created", "path": "articles", "data": {"id": 1, "tenant": "acme"}})
+    );
     let call = &endpoint.calls()[0];
-    assert_eq!(body(call), json!({"event": "created", "path": "articles", "data": {"id": 1, "tenant": "acme", "text": "long"}}));
-    assert_eq!((call.header("x-feathers-event"), call.header("ce-subject")), ("created", "feathers"));
+    assert_eq!(
+        body(call),
+        json!({"event": "created", "path": "articles", "data": {"id": 1, "tenant": "acme", "text": "long"}})
+    );
+    assert_eq!(
+        (call.header("x-feathers-event"), call.header("ce-subject")),
+        ("created", "feathers")
+    );
     setup.end().await;
 }
 

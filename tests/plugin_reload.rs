@@ -54,14 +54,18 @@ fn replace(folder: &Folder, name: &str, component: &Component) {
 
 #[tokio::test]
 async fn a_signal_while_plugins_are_loaded_for_the_first_time_does_not_end_the_relay() {
-    let stuck = Component::with(BODY, &text("")).field("(func $begin (loop $again (br $again))) (start $begin)");
+    let stuck = Component::with(BODY, &text(""))
+        .field("(func $begin (loop $again (br $again))) (start $begin)");
     let folder = Folder::with(&[("stuck", &stuck)]);
     let nats = NatsServer::start();
-    let variables = [("PLUGINS", &*folder.all()), ("PLUGIN_CACHE", "off"), ("PLUGIN_TIMEOUT", "2s")];
+    let variables =
+        [("PLUGINS", &*folder.all()), ("PLUGIN_CACHE", "off"), ("PLUGIN_TIMEOUT", "2s")];
     let mut relay = Relay::spawn(&nats.url(), "http://127.0.0.1:9/", &variables);
     eventually("a thread of the plugins", || {
         let threads = std::fs::read_dir(format!("/proc/{}/task", relay.pid())).unwrap();
-        threads.filter_map(|thread| std::fs::read_to_string(thread.unwrap().path().join("comm")).ok()).any(|name| name == "plugin-ticker\n")
+        threads
+            .filter_map(|thread| std::fs::read_to_string(thread.unwrap().path().join("comm")).ok())
+            .any(|name| name == "plugin-ticker\n")
     })
     .await;
     signal(relay.pid(), "HUP");
@@ -72,15 +76,21 @@ async fn a_signal_while_plugins_are_loaded_for_the_first_time_does_not_end_the_r
 #[tokio::test]
 async fn a_message_in_work_finishes_on_the_old_version_and_the_next_is_for_the_new_one() {
     let sleep = "(call $sleep (i64.const 2000000000))";
-    let plugin =
-        |name: &str| Component::with(BODY, &(on("slow", &format!("{sleep} {}", text(name))) + &text(name))).hook(PAYLOAD, &text(name));
+    let plugin = |name: &str| {
+        Component::with(BODY, &(on("slow", &format!("{sleep} {}", text(name))) + &text(name)))
+            .hook(PAYLOAD, &text(name))
+    };
     let (old, new) = (plugin("old"), plugin("new"));
     let folder = Folder::with(&[("a", &old)]);
     let endpoint = Endpoint::ok().await;
-    let mut setup = Setup::with_plugins(&endpoint.url(), &folder.all(), &[("PLUGIN_TIMEOUT", "50s")]).await;
+    let mut setup =
+        Setup::with_plugins(&endpoint.url(), &folder.all(), &[("PLUGIN_TIMEOUT", "50s")]).await;
     for round in 0.. {
         setup.publish("cms.cache.slow", "slow").await;
-        setup.relay.logged_times("\"message\":\"received\",\"subject\":\"cms.cache.slow\"", round * 2 + 1).await;
+        setup
+            .relay
+            .logged_times("\"message\":\"received\",\"subject\":\"cms.cache.slow\"", round * 2 + 1)
+            .await;
         replace(&folder, "a.wasm", &new);
         reload(&setup.relay, RELOADED).await;
         let in_time = endpoint.count() == round * 3;
@@ -89,7 +99,10 @@ async fn a_message_in_work_finishes_on_the_old_version_and_the_next_is_for_the_n
         }
         let mut relayed = Vec::new();
         for message in setup.relayed_by_subject(3).await {
-            relayed.push((message.subject.to_string(), String::from_utf8(message.payload.to_vec()).unwrap()));
+            relayed.push((
+                message.subject.to_string(),
+                String::from_utf8(message.payload.to_vec()).unwrap(),
+            ));
         }
         let mut bodies: Vec<_> = endpoint.calls()[round * 3..]
             .iter()
@@ -97,8 +110,22 @@ async fn a_message_in_work_finishes_on_the_old_version_and_the_next_is_for_the_n
             .collect();
         bodies.sort_by(|a, b| a.0.cmp(&b.0));
         let pairs = |texts: [(&str, &str); 3]| texts.map(|(a, b)| (a.to_owned(), b.to_owned()));
-        assert_eq!(relayed, pairs([("relayed.cache.other", "new"), ("relayed.cache.slow", "old"), ("relayed.cache.slow", "new")]));
-        assert_eq!(bodies, pairs([("cms.cache.other", "new"), ("cms.cache.slow", "old"), ("cms.cache.slow", "new")]));
+        assert_eq!(
+            relayed,
+            pairs([
+                ("relayed.cache.other", "new"),
+                ("relayed.cache.slow", "old"),
+                ("relayed.cache.slow", "new")
+            ])
+        );
+        assert_eq!(
+            bodies,
+            pairs([
+                ("cms.cache.other", "new"),
+                ("cms.cache.slow", "old"),
+                ("cms.cache.slow", "new")
+            ])
+        );
         // On a machine where the reload took longer than the message, nothing was shown.
         if in_time {
             break;
@@ -112,7 +139,10 @@ async fn a_message_in_work_finishes_on_the_old_version_and_the_next_is_for_the_n
 
 #[tokio::test]
 async fn a_broken_version_is_refused_and_all_old_ones_stay() {
-    let folder = Folder::with(&[("a", &version("old")), ("b", &Component::with(HEADERS, &unchanged(HEADERS)))]);
+    let folder = Folder::with(&[
+        ("a", &version("old")),
+        ("b", &Component::with(HEADERS, &unchanged(HEADERS))),
+    ]);
     let endpoint = Endpoint::ok().await;
     let mut setup = Setup::with_plugins(&endpoint.url(), &folder.all(), &[]).await;
     assert_eq!(body(&mut setup, &endpoint).await, "old");
@@ -131,7 +161,10 @@ async fn a_broken_version_is_refused_and_all_old_ones_stay() {
             folder.write(name, binary);
         }
         let line = reload(&setup.relay, REFUSED).await;
-        assert!(line.contains("\"level\":\"ERROR\"") && line.contains(reason) && line.contains(name), "{reason}: {line}");
+        assert!(
+            line.contains("\"level\":\"ERROR\"") && line.contains(reason) && line.contains(name),
+            "{reason}: {line}"
+        );
         assert_eq!(body(&mut setup, &endpoint).await, "old", "{reason}");
         setup.relay.counted("plugin_reloads_total{result=\"refused\"}", index as u64 + 1).await;
         if *name != "b.wasm" {
@@ -153,7 +186,13 @@ async fn a_broken_version_is_refused_and_all_old_ones_stay() {
 #[tokio::test]
 async fn files_that_come_into_a_folder_or_leave_it_are_taken_in_and_out() {
     let adds = |name: &str| {
-        Component::with(BODY, &format!("(call $put (local.get $payload) (local.get $payload_len)) {} (call $ok (call $out))", put(name)))
+        Component::with(
+            BODY,
+            &format!(
+                "(call $put (local.get $payload) (local.get $payload_len)) {} (call $ok (call $out))",
+                put(name)
+            ),
+        )
     };
     let folder = Folder::with(&[("b", &adds(" b"))]);
     let endpoint = Endpoint::ok().await;
@@ -162,7 +201,10 @@ async fn files_that_come_into_a_folder_or_leave_it_are_taken_in_and_out() {
     folder.add("c", &adds(" c"));
     folder.add("a", &adds(" a"));
     let line = reload(&setup.relay, RELOADED).await;
-    assert!(line.contains("a (webhook-payload), b (webhook-payload), c (webhook-payload)"), "{line}");
+    assert!(
+        line.contains("a (webhook-payload), b (webhook-payload), c (webhook-payload)"),
+        "{line}"
+    );
     assert_eq!(body(&mut setup, &endpoint).await, "in a b c");
     std::fs::remove_file(folder.path().join("b.wasm")).unwrap();
     reload(&setup.relay, RELOADED).await;
@@ -173,15 +215,23 @@ async fn files_that_come_into_a_folder_or_leave_it_are_taken_in_and_out() {
 /// Reloads large plugins 200 times; the resident memory in KiB after each ten.
 async fn memory_over_reloads(cache: &str) -> Vec<u64> {
     // So large that keeping a tenth of them would show.
-    let code: String =
-        (0..500).map(|number| format!("(func (param i32) (result i32) (i32.mul (local.get 0) (i32.const {number})))")).collect();
+    let code: String = (0..500)
+        .map(|number| {
+            format!("(func (param i32) (result i32) (i32.mul (local.get 0) (i32.const {number})))")
+        })
+        .collect();
     let data = format!("(data \"{}\")", "x".repeat(500_000));
     let versions = ["even", "odd"].map(|name| version(name).field(&code).field(&data).binary());
     let folder = Folder::new();
     folder.write("a.wasm", &versions[0]);
     let log = "warn,nats_webhook_relay::plugin::reload=info,nats_webhook_relay::command=info";
     let endpoint = Endpoint::ok().await;
-    let mut setup = Setup::with_plugins(&endpoint.url(), &folder.all(), &[("PLUGIN_CACHE", cache), ("RUST_LOG", log)]).await;
+    let mut setup = Setup::with_plugins(
+        &endpoint.url(),
+        &folder.all(),
+        &[("PLUGIN_CACHE", cache), ("RUST_LOG", log)],
+    )
+    .await;
     let mut memory = Vec::new();
     for round in 1..=200 {
         folder.write("a.wasm", &versions[round % 2]);
@@ -214,7 +264,12 @@ async fn two_hundred_reloads_with_their_compilations_leave_no_memory_behind() {
 async fn a_watched_file_is_loaded_again_when_it_has_changed_in_any_way() {
     let folder = Folder::with(&[("a", &version("first"))]);
     let endpoint = Endpoint::ok().await;
-    let mut setup = Setup::with_plugins(&endpoint.url(), &folder.list(&["a.wasm"]), &[("PLUGIN_WATCH", "true")]).await;
+    let mut setup = Setup::with_plugins(
+        &endpoint.url(),
+        &folder.list(&["a.wasm"]),
+        &[("PLUGIN_WATCH", "true")],
+    )
+    .await;
     assert_eq!(body(&mut setup, &endpoint).await, "first");
 
     replace(&folder, "a.wasm", &version("renamed"));
@@ -258,7 +313,8 @@ async fn a_watched_file_is_loaded_again_when_it_has_changed_in_any_way() {
 async fn a_new_file_in_a_watched_folder_is_taken_in() {
     let folder = Folder::with(&[("a", &version("a"))]);
     let endpoint = Endpoint::ok().await;
-    let mut setup = Setup::with_plugins(&endpoint.url(), &folder.all(), &[("PLUGIN_WATCH", "true")]).await;
+    let mut setup =
+        Setup::with_plugins(&endpoint.url(), &folder.all(), &[("PLUGIN_WATCH", "true")]).await;
     assert_eq!(body(&mut setup, &endpoint).await, "a");
     folder.add("b", &version("b"));
     becomes(&mut setup, &endpoint, "b").await;
@@ -287,8 +343,13 @@ async fn an_unwatched_file_is_left_alone() {
 fn threads(pid: u32) -> Vec<(String, u64)> {
     let mut threads = Vec::new();
     for task in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
-        let read = |name: &str| std::fs::read_to_string(Path::new(&task.as_ref().unwrap().path()).join(name)).unwrap_or_default();
-        let sleeps = read("status").lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse().ok());
+        let read = |name: &str| {
+            std::fs::read_to_string(Path::new(&task.as_ref().unwrap().path()).join(name))
+                .unwrap_or_default()
+        };
+        let sleeps = read("status")
+            .lines()
+            .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse().ok());
         threads.push((read("comm").trim().to_owned(), sleeps.unwrap_or_default()));
     }
     threads
@@ -306,7 +367,13 @@ async fn without_plugins_there_is_no_thread_for_them_and_with_plugins_it_sleeps_
     let folder = Folder::with(&[("a", &version("made"))]);
     let mut with = Setup::with_plugins(&endpoint.url(), &folder.all(), &[]).await;
     assert_eq!(body(&mut with, &endpoint).await, "made");
-    let sleeps = || threads(with.relay.pid()).into_iter().find(|(name, _)| name == "plugin-ticker").expect("the thread").1;
+    let sleeps = || {
+        threads(with.relay.pid())
+            .into_iter()
+            .find(|(name, _)| name == "plugin-ticker")
+            .expect("the thread")
+            .1
+    };
     let mut before = sleeps();
     // It ticks a thousand times a second while a plugin runs.
     eventually("the thread sleeps", || {

@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use support::component::{
-    BODY, Component, Folder, HEADERS, HOOKS, LOOP, OUT, PAYLOAD, PUT_CALLS, PUT_INPUT, PUT_PAYLOAD, PUT_TAIL, SAY_OUT, SUBJECT, TRAP,
-    failed, headers, on, put, quoted, reject, say, text, times, unchanged, zeros,
+    BODY, Component, Folder, HEADERS, HOOKS, LOOP, OUT, PAYLOAD, PUT_CALLS, PUT_INPUT, PUT_PAYLOAD,
+    PUT_TAIL, SAY_OUT, SUBJECT, TRAP, failed, headers, on, put, quoted, reject, say, text, times,
+    unchanged, zeros,
 };
 use support::endpoint::{Call, Endpoint, Reply};
 use support::nats::NatsServer;
@@ -28,7 +29,11 @@ fn logged(line: &str, name: &str) -> String {
 
 /// What the plugins have written: plugin and line.
 fn said(relay: &Relay) -> Vec<(String, String)> {
-    relay.lines("\"message\":\"plugin says\"").iter().map(|line| (logged(line, "plugin"), logged(line, "line"))).collect()
+    relay
+        .lines("\"message\":\"plugin says\"")
+        .iter()
+        .map(|line| (logged(line, "plugin"), logged(line, "line")))
+        .collect()
 }
 
 fn all_values<'a>(call: &'a Call, name: &str) -> Vec<&'a [u8]> {
@@ -55,11 +60,24 @@ async fn each_hook_changes_its_own_part_and_nothing_else() {
         setup.end().await;
         let call = endpoint.calls().remove(0);
         assert_eq!(call.body, if hook == BODY { &made } else { &original }.as_slice(), "{hook}");
-        assert_eq!(message.payload, if hook == PAYLOAD { &made } else { &original }.as_slice(), "{hook}");
-        assert_eq!(all_values(&call, "x-made"), if hook == HEADERS { vec![b"1"] } else { vec![] }, "{hook}");
+        assert_eq!(
+            message.payload,
+            if hook == PAYLOAD { &made } else { &original }.as_slice(),
+            "{hook}"
+        );
+        assert_eq!(
+            all_values(&call, "x-made"),
+            if hook == HEADERS { vec![b"1"] } else { vec![] },
+            "{hook}"
+        );
         assert_eq!((call.header("x-own"), call.subject()), ("2", "cms.cache.article.42"), "{hook}");
-        assert_eq!((values(&message, "X-Own"), values(&message, "x-made")), (vec!["2"], vec![]), "{hook}");
-        let subject = if hook == SUBJECT { "relayed.cache.made.7" } else { "relayed.cache.article.42" };
+        assert_eq!(
+            (values(&message, "X-Own"), values(&message, "x-made")),
+            (vec!["2"], vec![]),
+            "{hook}"
+        );
+        let subject =
+            if hook == SUBJECT { "relayed.cache.made.7" } else { "relayed.cache.article.42" };
         assert_eq!(message.subject.as_str(), subject, "{hook}");
     }
 }
@@ -82,9 +100,20 @@ async fn headers_of_a_plugin_take_the_place_of_those_before_and_the_operators_of
         ("c", &Component::with(HEADERS, &unchanged(HEADERS))),
     ]);
     let endpoint = Endpoint::ok().await;
-    let mut setup = Setup::with_plugins(&endpoint.url(), &folder.all(), &[("WEBHOOK_HEADERS", "x-operator=operator")]).await;
-    let own =
-        [("X-Replaced", "1"), ("x-replaced", "2"), ("X-Kept", "3"), ("X-Kept", "4"), ("Content-Type", "text/html"), ("X-Operator", "5")];
+    let mut setup = Setup::with_plugins(
+        &endpoint.url(),
+        &folder.all(),
+        &[("WEBHOOK_HEADERS", "x-operator=operator")],
+    )
+    .await;
+    let own = [
+        ("X-Replaced", "1"),
+        ("x-replaced", "2"),
+        ("X-Kept", "3"),
+        ("X-Kept", "4"),
+        ("Content-Type", "text/html"),
+        ("X-Operator", "5"),
+    ];
     setup.publish_with("cms.cache.a", &own, "").await;
     let message = setup.relayed().await;
     setup.end().await;
@@ -100,9 +129,21 @@ async fn headers_of_a_plugin_take_the_place_of_those_before_and_the_operators_of
     ] {
         assert_eq!(all_values(&call, name), expected, "{name}");
     }
-    let relayed = ["X-Replaced", "x-replaced", "X-Kept", "Content-Type", "X-Operator", "Authorization", "x-chained"];
+    let relayed = [
+        "X-Replaced",
+        "x-replaced",
+        "X-Kept",
+        "Content-Type",
+        "X-Operator",
+        "Authorization",
+        "x-chained",
+    ];
     let relayed: Vec<_> = relayed.iter().flat_map(|name| values(&message, name)).collect();
-    assert_eq!(relayed, ["1", "2", "3", "4", "text/html", "5"], "the relayed message has its own headers");
+    assert_eq!(
+        relayed,
+        ["1", "2", "3", "4", "text/html", "5"],
+        "the relayed message has its own headers"
+    );
 }
 
 #[tokio::test]
@@ -128,7 +169,10 @@ async fn each_hook_runs_through_all_plugins_and_each_sees_what_the_one_before_re
     let call = endpoint.calls().remove(0);
     assert_eq!(call.body, "in+a+b+c");
     assert_eq!(["x-set", "x-a", "x-b", "x-c"].map(|name| call.header(name)), ["c", "1", "1", "1"]);
-    assert_eq!((message.subject.as_str(), &message.payload[..]), ("relayed.cache.c.b.a.article.42", b"in-a-b-c".as_slice()));
+    assert_eq!(
+        (message.subject.as_str(), &message.payload[..]),
+        ("relayed.cache.c.b.a.article.42", b"in-a-b-c".as_slice())
+    );
 
     // Plugin, hook, tail, headers, payload.
     let webhook = "Nats-Any=3 X-Own=1 X-Own=2 x-set=0";
@@ -151,7 +195,9 @@ async fn each_hook_runs_through_all_plugins_and_each_sees_what_the_one_before_re
     assert_eq!(said.len(), expected.len(), "{said:#?}");
     for ((plugin, line), expected) in said.iter().zip(expected) {
         let (hook, input) = line.split_once(' ').unwrap();
-        let [id, subject, tail, headers, payload] = input.split('|').collect::<Vec<_>>()[..] else { panic!("{input}") };
+        let [id, subject, tail, headers, payload] = input.split('|').collect::<Vec<_>>()[..] else {
+            panic!("{input}")
+        };
         let mut headers: Vec<_> = headers.split_terminator('&').collect();
         headers.sort_unstable();
         assert_eq!((plugin.as_str(), hook, tail, headers.join(" ").as_str(), payload), expected);
@@ -168,23 +214,30 @@ async fn plugins_run_in_the_order_of_the_variable_and_those_of_a_folder_by_name(
     }
     folder.write("sub/notes.txt", b"not a plugin");
     let endpoint = Endpoint::ok().await;
-    let mut setup = Setup::with_plugins(&endpoint.url(), &folder.list(&["z.wasm", "sub", "m.wasm"]), &[]).await;
+    let mut setup =
+        Setup::with_plugins(&endpoint.url(), &folder.list(&["z.wasm", "sub", "m.wasm"]), &[]).await;
     setup.publish("cms.cache.a", "in").await;
     setup.relayed().await;
     setup.end().await;
     assert_eq!(endpoint.calls()[0].body, "in z 10 a b m");
     let loaded = setup.relay.logged("plugins loaded").await;
-    assert_eq!(logged(&loaded, "plugins"), ["z", "10", "a", "b", "m"].map(|name| format!("{name} (webhook-payload)")).join(", "));
+    assert_eq!(
+        logged(&loaded, "plugins"),
+        ["z", "10", "a", "b", "m"].map(|name| format!("{name} (webhook-payload)")).join(", ")
+    );
 }
 
 #[tokio::test]
 async fn a_plugin_can_return_as_much_as_the_server_takes() {
-    let component = Component::with(BODY, &zeros(4096)).hook(PAYLOAD, &zeros(4096)).hook(HEADERS, &headers(&[("x", "y".repeat(32_767))]));
+    let component = Component::with(BODY, &zeros(4096))
+        .hook(PAYLOAD, &zeros(4096))
+        .hook(HEADERS, &headers(&[("x", "y".repeat(32_767))]));
     let folder = Folder::with(&[("full", &component)]);
     let endpoint = Endpoint::ok().await;
     let variables = [("PLUGINS", folder.all()), ("PLUGIN_CACHE", "off".to_owned())];
     let variables = variables.each_ref().map(|(name, value)| (*name, value.as_str()));
-    let mut setup = Setup::on(NatsServer::with_config("max_payload: 4096"), &endpoint.url(), &variables).await;
+    let mut setup =
+        Setup::on(NatsServer::with_config("max_payload: 4096"), &endpoint.url(), &variables).await;
     setup.publish("cms.cache.a", "").await;
     assert_eq!(setup.relayed().await.payload, vec![0; 4096]);
     setup.end().await;
@@ -205,7 +258,13 @@ struct Bad {
 }
 
 impl Bad {
-    fn new(hook: &'static str, name: impl Into<String>, body: impl Into<String>, kind: &'static str, error: impl Into<String>) -> Self {
+    fn new(
+        hook: &'static str,
+        name: impl Into<String>,
+        body: impl Into<String>,
+        kind: &'static str,
+        error: impl Into<String>,
+    ) -> Self {
         Self { hook, name: name.into(), body: body.into(), kind, error: error.into() }
     }
 
@@ -222,7 +281,8 @@ impl Bad {
 /// A plugin that does what is bad on demand, and changes nothing otherwise.
 fn on_demand(bad: &[Bad]) -> Component {
     Component::with_all(|hook| {
-        let cases = bad.iter().filter(|bad| bad.hook == hook).map(|bad| on(&bad.payload(), &bad.body));
+        let cases =
+            bad.iter().filter(|bad| bad.hook == hook).map(|bad| on(&bad.payload(), &bad.body));
         cases.collect::<String>() + &unchanged(hook)
     })
 }
@@ -234,18 +294,27 @@ async fn fail(bad: &[Bad], component: &Component, variables: &[(&str, &str)]) {
     let mut setup = Setup::with_plugins(&endpoint.url(), &folder.all(), variables).await;
     for case in bad {
         for payload in [case.payload().as_str(), "good"] {
-            setup.publish_with(&format!("cms.cache.{}", case.tail()), &[("X-Own", "1")], payload).await;
+            setup
+                .publish_with(&format!("cms.cache.{}", case.tail()), &[("X-Own", "1")], payload)
+                .await;
         }
     }
     let relayed = setup.relayed_by_subject(bad.len()).await;
     let mut letters: HashMap<_, _> = HashMap::new();
     for message in setup.failed_by_subject(bad.len()).await {
-        assert!(letters.insert(message.subject.to_string(), message).is_none(), "one failed message a subject");
+        assert!(
+            letters.insert(message.subject.to_string(), message).is_none(),
+            "one failed message a subject"
+        );
     }
     for case in bad {
         let letter = &letters[&format!("failed.cache.{}", case.tail())];
-        assert_eq!((&letter.payload[..], header(letter, "X-Own")), (case.payload().as_bytes(), "1"));
-        let reasons = ["Relay-Reason", "Relay-Plugin", "Relay-Hook"].map(|name| values(letter, name));
+        assert_eq!(
+            (&letter.payload[..], header(letter, "X-Own")),
+            (case.payload().as_bytes(), "1")
+        );
+        let reasons =
+            ["Relay-Reason", "Relay-Plugin", "Relay-Hook"].map(|name| values(letter, name));
         assert_eq!(reasons, [["plugin"], ["bad"], [case.hook]], "{letter:?}");
         let text = header(letter, "Relay-Error");
         assert!(
@@ -269,20 +338,35 @@ async fn fail(bad: &[Bad], component: &Component, variables: &[(&str, &str)]) {
     for case in bad {
         let Bad { hook, kind, error, .. } = case;
         let subject = format!("cms.cache.{}", case.tail());
-        let lines: Vec<_> = errors.iter().filter(|line| logged(line, "subject") == subject).collect();
+        let lines: Vec<_> =
+            errors.iter().filter(|line| logged(line, "subject") == subject).collect();
         let [line] = lines[..] else { panic!("one line for {subject}: {lines:#?}") };
-        assert_eq!((logged(line, "message"), logged(line, "reason")), ("not relayed".to_owned(), "plugin".to_owned()));
-        assert!(logged(line, "error").contains(error) && logged(line, "error").starts_with("plugin bad, "), "{line}");
-        *counts.entry(format!("plugin_calls_failed_total{{plugin=\"bad\",hook=\"{hook}\",kind=\"{kind}\"}}")).or_default() += 1;
+        assert_eq!(
+            (logged(line, "message"), logged(line, "reason")),
+            ("not relayed".to_owned(), "plugin".to_owned())
+        );
+        assert!(
+            logged(line, "error").contains(error)
+                && logged(line, "error").starts_with("plugin bad, "),
+            "{line}"
+        );
+        *counts
+            .entry(format!(
+                "plugin_calls_failed_total{{plugin=\"bad\",hook=\"{hook}\",kind=\"{kind}\"}}"
+            ))
+            .or_default() += 1;
     }
     assert_eq!(errors.len(), bad.len(), "{errors:#?}");
-    let counted: BTreeMap<_, _> = failed_calls(&metrics).into_iter().filter(|(_, count)| *count > 0).collect();
+    let counted: BTreeMap<_, _> =
+        failed_calls(&metrics).into_iter().filter(|(_, count)| *count > 0).collect();
     assert_eq!(counted, counts);
 }
 
 /// Every `plugin_calls_failed_total` of /metrics.
 fn failed_calls(metrics: &str) -> BTreeMap<String, u64> {
-    let lines = metrics.lines().filter_map(|line| line.strip_prefix("nats_webhook_relay_")?.rsplit_once(' '));
+    let lines = metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("nats_webhook_relay_")?.rsplit_once(' '));
     lines
         .filter(|(name, _)| name.starts_with("plugin_calls_failed_total{"))
         .map(|(name, count)| (name.to_owned(), count.parse().unwrap()))
@@ -293,21 +377,46 @@ const MB: usize = 1_000_000;
 
 #[tokio::test]
 async fn what_breaks_a_call_of_any_hook_fails_that_message_alone() {
-    let grow =
-        |what: &str, none: &str, by: usize| format!("(if (i32.eq ({what} {none} (i32.const {by})) (i32.const -1)) (then unreachable))");
+    let grow = |what: &str, none: &str, by: usize| {
+        format!("(if (i32.eq ({what} {none} (i32.const {by})) (i32.const -1)) (then unreachable))")
+    };
     // Each is within the limit of 128 MiB; together they are not.
-    let memories = ["$m1", "$m2", "$m3"].map(|memory| grow(&format!("memory.grow {memory}"), "", 50 << 4)).concat();
-    let tables = ["$t1", "$t2", "$t3"].map(|table| grow(&format!("table.grow {table}"), "(ref.null func)", 50 << 17)).concat();
+    let memories = ["$m1", "$m2", "$m3"]
+        .map(|memory| grow(&format!("memory.grow {memory}"), "", 50 << 4))
+        .concat();
+    let tables = ["$t1", "$t2", "$t3"]
+        .map(|table| grow(&format!("table.grow {table}"), "(ref.null func)", 50 << 17))
+        .concat();
     let memory = "(loop $more (br_if $more (i32.ne (memory.grow (i32.const 16)) (i32.const -1)))) unreachable";
     let mut bad = Vec::new();
     for hook in HOOKS {
         for (name, body, kind, error) in [
             ("failed", failed("no luck\r\ntoday"), "failed", "failed: no luck"),
             ("trap", TRAP.to_owned(), "trap", "unreachable"),
-            ("recursion", "(drop (call $recurse (i32.const 0))) unreachable".to_owned(), "trap", "call stack exhausted"),
-            ("memory", memory.to_owned(), "memory", "needed more than 128.0 MiB of memory (PLUGIN_MEMORY)"),
-            ("memories", memories.clone() + TRAP, "memory", "needed more than 128.0 MiB of memory (PLUGIN_MEMORY)"),
-            ("tables", tables.clone() + TRAP, "memory", "needed more than 128.0 MiB of memory (PLUGIN_MEMORY)"),
+            (
+                "recursion",
+                "(drop (call $recurse (i32.const 0))) unreachable".to_owned(),
+                "trap",
+                "call stack exhausted",
+            ),
+            (
+                "memory",
+                memory.to_owned(),
+                "memory",
+                "needed more than 128.0 MiB of memory (PLUGIN_MEMORY)",
+            ),
+            (
+                "memories",
+                memories.clone() + TRAP,
+                "memory",
+                "needed more than 128.0 MiB of memory (PLUGIN_MEMORY)",
+            ),
+            (
+                "tables",
+                tables.clone() + TRAP,
+                "memory",
+                "needed more than 128.0 MiB of memory (PLUGIN_MEMORY)",
+            ),
             (
                 "100-mb",
                 format!(
@@ -320,14 +429,37 @@ async fn what_breaks_a_call_of_any_hook_fails_that_message_alone() {
             ),
             (
                 "100-mb-error",
-                format!("(call $err (i32.const 1) (call $alloc (i32.const {0})) (i32.const {0}))", 100 * MB),
+                format!(
+                    "(call $err (i32.const 1) (call $alloc (i32.const {0})) (i32.const {0}))",
+                    100 * MB
+                ),
                 "output",
                 "max_payload",
             ),
-            ("pointer", "(call $ok (i32.const -16) (i32.const 100))".to_owned(), "trap", "broke off: "),
-            ("discriminant", "(i32.store (i32.const 32) (i32.const 9)) (i32.const 32)".to_owned(), "trap", "broke off: "),
-            ("exit", "(call $exit (i32.const 1)) unreachable".to_owned(), "trap", "ended itself with exit code 1"),
-            ("exit-0", "(call $exit (i32.const 0)) unreachable".to_owned(), "trap", "ended itself with exit code 0"),
+            (
+                "pointer",
+                "(call $ok (i32.const -16) (i32.const 100))".to_owned(),
+                "trap",
+                "broke off: ",
+            ),
+            (
+                "discriminant",
+                "(i32.store (i32.const 32) (i32.const 9)) (i32.const 32)".to_owned(),
+                "trap",
+                "broke off: ",
+            ),
+            (
+                "exit",
+                "(call $exit (i32.const 1)) unreachable".to_owned(),
+                "trap",
+                "ended itself with exit code 1",
+            ),
+            (
+                "exit-0",
+                "(call $exit (i32.const 0)) unreachable".to_owned(),
+                "trap",
+                "ended itself with exit code 0",
+            ),
         ] {
             bad.push(Bad::new(hook, name, body, kind, error));
         }
@@ -340,7 +472,9 @@ async fn what_breaks_a_call_of_any_hook_fails_that_message_alone() {
 #[tokio::test]
 async fn what_no_hook_may_return_fails_the_message() {
     let mut bad = Vec::new();
-    let mut output = |hook, name: String, body, error: &str| bad.push(Bad::new(hook, name, body, "output", error));
+    let mut output = |hook, name: String, body, error: &str| {
+        bad.push(Bad::new(hook, name, body, "output", error))
+    };
     for hook in [BODY, PAYLOAD] {
         output(
             hook,
@@ -349,8 +483,15 @@ async fn what_no_hook_may_return_fails_the_message() {
             "returned 1048577 bytes, the server takes 1048576 in one message (max_payload)",
         );
     }
-    for (number, name) in ["", "a b", "a:b", "a\r\nx-injected", "a\0", "größe", "a/b"].into_iter().enumerate() {
-        output(HEADERS, format!("name-{number}"), headers(&[("x-good", "1"), (name, "1")]), "returned a header whose name is not legal");
+    for (number, name) in
+        ["", "a b", "a:b", "a\r\nx-injected", "a\0", "größe", "a/b"].into_iter().enumerate()
+    {
+        output(
+            HEADERS,
+            format!("name-{number}"),
+            headers(&[("x-good", "1"), (name, "1")]),
+            "returned a header whose name is not legal",
+        );
     }
     for (number, value) in ["1\r\nx-injected: 2", "1\n", "1\0", "1\u{7f}"].into_iter().enumerate() {
         output(
@@ -360,7 +501,17 @@ async fn what_no_hook_may_return_fails_the_message() {
             "returned the header x-bad with a value that is not legal",
         );
     }
-    for name in ["Content-Length", "transfer-encoding", "Host", "connection", "TE", "upgrade", "expect", "trailer", "keep-alive"] {
+    for name in [
+        "Content-Length",
+        "transfer-encoding",
+        "Host",
+        "connection",
+        "TE",
+        "upgrade",
+        "expect",
+        "trailer",
+        "keep-alive",
+    ] {
         output(
             HEADERS,
             name.to_owned(),
@@ -376,8 +527,18 @@ async fn what_no_hook_may_return_fails_the_message() {
             &format!("returned the header {}, which only the relay sets", name.to_lowercase()),
         );
     }
-    output(HEADERS, "many".into(), headers(&[("x", ""); 101]), "returned 101 headers of 101 bytes, at most 100");
-    output(HEADERS, "long".into(), headers(&[("x", "y".repeat(32_768))]), "returned 1 headers of 32769 bytes, at most 100 of 32768 bytes");
+    output(
+        HEADERS,
+        "many".into(),
+        headers(&[("x", ""); 101]),
+        "returned 101 headers of 101 bytes, at most 100",
+    );
+    output(
+        HEADERS,
+        "long".into(),
+        headers(&[("x", "y".repeat(32_768))]),
+        "returned 1 headers of 32769 bytes, at most 100 of 32768 bytes",
+    );
     for (number, (tail, error)) in [
         ("", "it is empty"),
         ("*", "it has a wildcard (* or >)"),
@@ -395,7 +556,12 @@ async fn what_no_hook_may_return_fails_the_message() {
     .into_iter()
     .enumerate()
     {
-        output(SUBJECT, format!("tail-{number}"), text(tail), &format!("returned the subject {tail:?}: {error}"));
+        output(
+            SUBJECT,
+            format!("tail-{number}"),
+            text(tail),
+            &format!("returned the subject {tail:?}: {error}"),
+        );
     }
     bad.push(Bad::new(SUBJECT, "utf-8", text([b'a', 0xff]), "trap", "utf-8"));
     fail(&bad, &on_demand(&bad), &[("PLUGIN_TIMEOUT", "50s")]).await;
@@ -411,9 +577,21 @@ async fn a_relayed_subject_that_can_not_be_published_is_the_plugins_failure() {
 async fn a_hook_that_does_not_return_in_time_fails_its_message() {
     let mut bad = Vec::new();
     for hook in HOOKS {
-        bad.push(Bad::new(hook, "loop", LOOP, "timeout", "did not return within 500ms (PLUGIN_TIMEOUT)"));
+        bad.push(Bad::new(
+            hook,
+            "loop",
+            LOOP,
+            "timeout",
+            "did not return within 500ms (PLUGIN_TIMEOUT)",
+        ));
         let sleep = "(call $sleep (i64.const 3600000000000)) unreachable";
-        bad.push(Bad::new(hook, "sleep", sleep, "timeout", "did not return within 500ms (PLUGIN_TIMEOUT)"));
+        bad.push(Bad::new(
+            hook,
+            "sleep",
+            sleep,
+            "timeout",
+            "did not return within 500ms (PLUGIN_TIMEOUT)",
+        ));
     }
     fail(&bad, &on_demand(&bad), &[("PLUGIN_TIMEOUT", "500ms")]).await;
 }
@@ -421,7 +599,10 @@ async fn a_hook_that_does_not_return_in_time_fails_its_message() {
 #[tokio::test]
 async fn a_rejected_message_is_done_without_a_trace_but_a_line_and_a_count() {
     for hook in HOOKS {
-        let first = Component::with(hook, &format!("{} {}", on("unwanted", &reject("no\ntenant")), unchanged(hook)));
+        let first = Component::with(
+            hook,
+            &format!("{} {}", on("unwanted", &reject("no\ntenant")), unchanged(hook)),
+        );
         let later = Component::with(hook, &format!("{} {}", say("called"), unchanged(hook)));
         let folder = Folder::with(&[("a", &first), ("b", &later)]);
         let endpoint = Endpoint::ok().await;
@@ -430,9 +611,11 @@ async fn a_rejected_message_is_done_without_a_trace_but_a_line_and_a_count() {
             setup.publish("cms.cache.a", payload).await;
         }
         assert_eq!(setup.relayed().await.payload, "wanted");
-        for (name, count) in
-            [("messages_rejected_total", 1), ("messages_relayed_total", 1), ("messages_failed_total{reason=\"plugin\"}", 0)]
-        {
+        for (name, count) in [
+            ("messages_rejected_total", 1),
+            ("messages_relayed_total", 1),
+            ("messages_failed_total{reason=\"plugin\"}", 0),
+        ] {
             setup.relay.counted(name, count).await;
         }
         let metrics = setup.relay.get("/metrics").await.1;
@@ -441,7 +624,8 @@ async fn a_rejected_message_is_done_without_a_trace_but_a_line_and_a_count() {
         let bodies: Vec<_> = endpoint.calls().into_iter().map(|call| call.body).collect();
         assert_eq!(bodies, ["wanted"], "{hook}");
         let line = setup.relay.lines("\"message\":\"rejected\"").remove(0);
-        let fields = ["level", "subject", "plugin", "hook", "reason"].map(|name| logged(&line, name));
+        let fields =
+            ["level", "subject", "plugin", "hook", "reason"].map(|name| logged(&line, name));
         assert_eq!(fields, ["INFO", "cms.cache.a", "a", hook, "no\ntenant"]);
         assert_eq!(setup.relay.lines("\"level\":\"ERROR\""), Vec::<String>::new());
         assert_eq!(said(&setup.relay).len(), 1, "a later plugin has seen the rejected message");
@@ -455,8 +639,13 @@ async fn what_plugins_make_of_messages_that_wait_counts_as_pending() {
     let folder = Folder::with(&[("large", &component)]);
     let released = Arc::new(AtomicBool::new(false));
     let seen = released.clone();
-    let endpoint = Endpoint::start(move |_| Reply::status(if seen.load(Ordering::SeqCst) { 200 } else { 503 })).await;
-    let mut setup = Setup::with_plugins(&endpoint.url(), &folder.all(), &[("WEBHOOK_MAX_ATTEMPTS", "1000")]).await;
+    let endpoint = Endpoint::start(move |_| {
+        Reply::status(if seen.load(Ordering::SeqCst) { 200 } else { 503 })
+    })
+    .await;
+    let mut setup =
+        Setup::with_plugins(&endpoint.url(), &folder.all(), &[("WEBHOOK_MAX_ATTEMPTS", "1000")])
+            .await;
     for number in 0..3 {
         setup.publish(&format!("cms.cache.{number}"), "").await;
     }
@@ -470,15 +659,21 @@ async fn what_plugins_make_of_messages_that_wait_counts_as_pending() {
 
 #[tokio::test]
 async fn an_instance_that_is_large_from_the_beginning_is_used_again() {
-    let folder = Folder::with(&[("counter", &Component::with(BODY, &format!("{PUT_CALLS} {OUT}")))]);
+    let folder =
+        Folder::with(&[("counter", &Component::with(BODY, &format!("{PUT_CALLS} {OUT}")))]);
     let endpoint = Endpoint::ok().await;
     // Two pages of 64 KiB.
-    let mut setup = Setup::with_plugins(&endpoint.url(), &folder.all(), &[("PLUGIN_MEMORY", "200KiB")]).await;
+    let mut setup =
+        Setup::with_plugins(&endpoint.url(), &folder.all(), &[("PLUGIN_MEMORY", "200KiB")]).await;
     for _ in 0..3 {
         setup.publish("cms.cache.a", "").await;
     }
     setup.relayed_by_subject(3).await;
-    let bodies: Vec<_> = endpoint.calls().into_iter().map(|call| String::from_utf8(call.body.to_vec()).unwrap()).collect();
+    let bodies: Vec<_> = endpoint
+        .calls()
+        .into_iter()
+        .map(|call| String::from_utf8(call.body.to_vec()).unwrap())
+        .collect();
     assert_eq!(bodies, ["1", "2", "3"]);
     setup.end().await;
 }
@@ -495,15 +690,25 @@ async fn an_instance_is_used_again_until_a_call_of_it_breaks_off() {
         ("pointer", "(call $ok (i32.const -16) (i32.const 100))".to_owned()),
         ("large", large),
     ];
-    let body = cases.iter().map(|(payload, body)| on(payload, body)).collect::<String>() + PUT_CALLS + OUT;
+    let body =
+        cases.iter().map(|(payload, body)| on(payload, body)).collect::<String>() + PUT_CALLS + OUT;
     let folder = Folder::with(&[("counter", &Component::with(BODY, &body))]);
     let endpoint = Endpoint::ok().await;
-    let mut setup = Setup::with_plugins(&endpoint.url(), &folder.all(), &[("PLUGIN_TIMEOUT", "1s")]).await;
-    let payloads = ["", "", "failed", "", "reject", "", "trap", "", "", "loop", "", "", "exit", "", "", "pointer", "", "", "large", "", ""];
+    let mut setup =
+        Setup::with_plugins(&endpoint.url(), &folder.all(), &[("PLUGIN_TIMEOUT", "1s")]).await;
+    let payloads = [
+        "", "", "failed", "", "reject", "", "trap", "", "", "loop", "", "", "exit", "", "",
+        "pointer", "", "", "large", "", "",
+    ];
     for payload in payloads {
         setup.publish("cms.cache.a", payload).await;
     }
-    let bodies: Vec<_> = endpoint.received(15).await.into_iter().map(|call| String::from_utf8(call.body.to_vec()).unwrap()).collect();
+    let bodies: Vec<_> = endpoint
+        .received(15)
+        .await
+        .into_iter()
+        .map(|call| String::from_utf8(call.body.to_vec()).unwrap())
+        .collect();
     let expected = ["1", "2", "4", "6", "1", "2", "1", "2", "1", "2", "1", "2", "large", "1", "2"];
     assert_eq!(bodies, expected);
     setup.relayed_by_subject(expected.len()).await;
@@ -513,7 +718,10 @@ async fn an_instance_is_used_again_until_a_call_of_it_breaks_off() {
 
 #[tokio::test]
 async fn a_refused_growth_that_a_plugin_copes_with_is_not_the_reason_of_a_later_failure() {
-    let cope = format!("(if (i32.ne (memory.grow (i32.const 3000)) (i32.const -1)) (then unreachable)) {}", text("coped"));
+    let cope = format!(
+        "(if (i32.ne (memory.grow (i32.const 3000)) (i32.const -1)) (then unreachable)) {}",
+        text("coped")
+    );
     let body = on("grow", &cope) + &on("trap", TRAP) + &unchanged(BODY);
     let folder = Folder::with(&[("coping", &Component::with(BODY, &body))]);
     let endpoint = Endpoint::ok().await;
@@ -530,13 +738,20 @@ async fn a_refused_growth_that_a_plugin_copes_with_is_not_the_reason_of_a_later_
 
 #[tokio::test]
 async fn endless_loops_keep_no_other_subject_from_being_relayed() {
-    let body = on("loop", LOOP) + &on("sleep", "(call $sleep (i64.const 3600000000000)) unreachable") + &unchanged(BODY);
+    let body = on("loop", LOOP)
+        + &on("sleep", "(call $sleep (i64.const 3600000000000)) unreachable")
+        + &unchanged(BODY);
     let folder = Folder::with(&[("looping", &Component::with(BODY, &body))]);
     let endpoint = Endpoint::ok().await;
     let variables = [("PLUGIN_TIMEOUT", "1h"), ("SHUTDOWN_GRACE", "500ms")];
     let mut setup = Setup::with_plugins(&endpoint.url(), &folder.all(), &variables).await;
     for number in 0..8 {
-        setup.publish(&format!("cms.cache.stuck.{number}"), if number % 2 == 0 { "loop" } else { "sleep" }).await;
+        setup
+            .publish(
+                &format!("cms.cache.stuck.{number}"),
+                if number % 2 == 0 { "loop" } else { "sleep" },
+            )
+            .await;
     }
     // So many that some are interrupted on a machine whose processors are all taken by the loops.
     for number in 0..1000 {
@@ -550,7 +765,10 @@ async fn endless_loops_keep_no_other_subject_from_being_relayed() {
     // Nor do they keep the relay from stopping.
     assert_eq!(setup.relay.stop().await.code(), Some(1));
     let letters = setup.failed_by_subject(8).await;
-    assert!(letters.iter().all(|letter| header(letter, "Relay-Reason") == "shutdown"), "{letters:?}");
+    assert!(
+        letters.iter().all(|letter| header(letter, "Relay-Reason") == "shutdown"),
+        "{letters:?}"
+    );
     assert_eq!(setup.relay.lines("panic"), Vec::<String>::new());
 }
 
@@ -562,21 +780,30 @@ async fn a_plugin_that_traps_on_every_tenth_message_fails_exactly_those() {
     let fails = |number: usize| number % 10 == 9;
     let mark = |mark: &str| format!("{PUT_PAYLOAD} {} {OUT}", put(mark));
     let last_digit = "(i32.load8_u (i32.sub (i32.add (local.get $payload) (local.get $payload_len)) (i32.const 2)))";
-    let remap = format!("(if (i32.eq {last_digit} (i32.const {})) (then unreachable)) {}", b'9', unchanged(SUBJECT));
-    let component = Component::with(BODY, &mark("w")).hook(PAYLOAD, &mark("r")).hook(SUBJECT, &remap);
+    let remap = format!(
+        "(if (i32.eq {last_digit} (i32.const {})) (then unreachable)) {}",
+        b'9',
+        unchanged(SUBJECT)
+    );
+    let component =
+        Component::with(BODY, &mark("w")).hook(PAYLOAD, &mark("r")).hook(SUBJECT, &remap);
     let folder = Folder::with(&[("trapping", &component)]);
     let accepted_at = Arc::new(Mutex::new(HashMap::new()));
     let accepted = accepted_at.clone();
     let random = Mutex::new(fastrand::Rng::with_seed(42));
-    let number_of =
-        |bytes: &[u8], mark: &str| -> usize { std::str::from_utf8(bytes).unwrap().strip_suffix(mark).unwrap().parse().unwrap() };
+    let number_of = |bytes: &[u8], mark: &str| -> usize {
+        std::str::from_utf8(bytes).unwrap().strip_suffix(mark).unwrap().parse().unwrap()
+    };
     let endpoint = Endpoint::start(move |call| {
         let after = Duration::from_micros(random.lock().unwrap().u64(0..5_000));
         accepted.lock().unwrap().insert(number_of(&call.body, "w"), Instant::now() + after);
         Reply::ok().after(after)
     })
     .await;
-    let variables = [("RUST_LOG", "error,nats_webhook_relay::command=info,nats_webhook_relay::serve=info"), ("PLUGIN_TIMEOUT", "50s")];
+    let variables = [
+        ("RUST_LOG", "error,nats_webhook_relay::command=info,nats_webhook_relay::serve=info"),
+        ("PLUGIN_TIMEOUT", "50s"),
+    ];
     let mut setup = Setup::with_plugins(&endpoint.url(), &folder.all(), &variables).await;
     for number in 0..MESSAGES {
         setup.publish(&format!("cms.cache.s{}", number % SUBJECTS), number.to_string()).await;
@@ -587,18 +814,28 @@ async fn a_plugin_that_traps_on_every_tenth_message_fails_exactly_those() {
         let message = setup.relayed().await;
         let number = number_of(&message.payload, "r");
         let accepted = accepted_at.lock().unwrap().get(&number).copied();
-        assert!(accepted.is_some_and(|at| at <= Instant::now()), "{number} was relayed before its webhook's answer");
+        assert!(
+            accepted.is_some_and(|at| at <= Instant::now()),
+            "{number} was relayed before its webhook's answer"
+        );
         relayed.entry(message.subject.to_string()).or_default().push(number);
     }
-    let mut letters: Vec<_> =
-        setup.failed_by_subject(MESSAGES - good.len()).await.iter().map(|letter| number_of(&letter.payload, "")).collect();
-    let metric = "plugin_calls_failed_total{plugin=\"trapping\",hook=\"relayed-subject\",kind=\"trap\"}";
+    let mut letters: Vec<_> = setup
+        .failed_by_subject(MESSAGES - good.len())
+        .await
+        .iter()
+        .map(|letter| number_of(&letter.payload, ""))
+        .collect();
+    let metric =
+        "plugin_calls_failed_total{plugin=\"trapping\",hook=\"relayed-subject\",kind=\"trap\"}";
     assert_eq!(setup.relay.metric(metric).await, letters.len() as u64);
     setup.end().await;
     letters.sort_unstable();
     assert_eq!(letters, (0..MESSAGES).filter(|number| fails(*number)).collect::<Vec<_>>());
 
-    let of_subject = |subject: usize| good.iter().copied().filter(|number| number % SUBJECTS == subject).collect::<Vec<_>>();
+    let of_subject = |subject: usize| {
+        good.iter().copied().filter(|number| number % SUBJECTS == subject).collect::<Vec<_>>()
+    };
     let mut called: HashMap<String, Vec<usize>> = HashMap::new();
     for call in endpoint.calls() {
         called.entry(call.subject().to_owned()).or_default().push(number_of(&call.body, "w"));
@@ -617,8 +854,12 @@ async fn what_a_plugin_writes_is_logged_with_its_name() {
     let complain = format!("(call $complain {})", quoted("look\nhere\n"));
     let unended = format!("(call $print {})", quoted("without an end"));
     let long = times(10, &format!("(call $print {})", quoted("x".repeat(1000)))) + &say("");
-    let component = Component::with(BODY, &(say("tab\tquote\" größe") + &complain + &long + &unended + &unchanged(BODY)));
-    let trapping = Component::with(PAYLOAD, &(format!("(call $print {})", quoted("last words")) + TRAP));
+    let component = Component::with(
+        BODY,
+        &(say("tab\tquote\" größe") + &complain + &long + &unended + &unchanged(BODY)),
+    );
+    let trapping =
+        Component::with(PAYLOAD, &(format!("(call $print {})", quoted("last words")) + TRAP));
     let folder = Folder::with(&[("sayer", &component), ("trapping", &trapping)]);
     let endpoint = Endpoint::ok().await;
     let mut setup = Setup::with_plugins(&endpoint.url(), &folder.all(), &[]).await;
@@ -626,7 +867,10 @@ async fn what_a_plugin_writes_is_logged_with_its_name() {
     setup.failed().await;
     setup.end().await;
     let lines = setup.relay.lines("\"message\":\"plugin says\"");
-    let lines: Vec<_> = lines.iter().map(|line| ["level", "plugin", "line"].map(|name| logged(line, name))).collect();
+    let lines: Vec<_> = lines
+        .iter()
+        .map(|line| ["level", "plugin", "line"].map(|name| logged(line, name)))
+        .collect();
     let cut = format!("{} ...", "x".repeat(1024));
     let expected = [
         ["INFO", "sayer", "tab\tquote\" größe"],
@@ -644,7 +888,8 @@ async fn the_last_words_before_a_time_out_are_logged() {
     let body = format!("(call $print {}) {LOOP}", quoted("about to loop"));
     let folder = Folder::with(&[("looping", &Component::with(BODY, &body))]);
     let endpoint = Endpoint::ok().await;
-    let mut setup = Setup::with_plugins(&endpoint.url(), &folder.all(), &[("PLUGIN_TIMEOUT", "200ms")]).await;
+    let mut setup =
+        Setup::with_plugins(&endpoint.url(), &folder.all(), &[("PLUGIN_TIMEOUT", "200ms")]).await;
     setup.publish("cms.cache.a", "").await;
     setup.failed().await;
     setup.end().await;
@@ -654,11 +899,14 @@ async fn the_last_words_before_a_time_out_are_logged() {
 #[tokio::test]
 async fn ten_thousand_lines_do_not_flood_the_log() {
     // 2 MB: more than one result may have.
-    let body = on("much", &(times(10_000, &say("x".repeat(200))) + &text("done"))) + &say("one line") + &unchanged(BODY);
+    let body = on("much", &(times(10_000, &say("x".repeat(200))) + &text("done")))
+        + &say("one line")
+        + &unchanged(BODY);
     let quiet = Component::with(BODY, &(say("another plugin") + &unchanged(BODY)));
     let folder = Folder::with(&[("loud", &Component::with(BODY, &body)), ("quiet", &quiet)]);
     let endpoint = Endpoint::ok().await;
-    let mut setup = Setup::with_plugins(&endpoint.url(), &folder.all(), &[("PLUGIN_TIMEOUT", "50s")]).await;
+    let mut setup =
+        Setup::with_plugins(&endpoint.url(), &folder.all(), &[("PLUGIN_TIMEOUT", "50s")]).await;
     let began = Instant::now();
     setup.publish("cms.cache.a", "much").await;
     assert_eq!(setup.relayed().await.payload, "much");
@@ -668,19 +916,31 @@ async fn ten_thousand_lines_do_not_flood_the_log() {
     let count = setup.relay.lines("xxxx").len();
     assert!((100..=most).contains(&count), "{count} lines, at most {most} expected");
     let notice = setup.relay.logged("writes more than 100 lines a second").await;
-    assert_eq!((logged(&notice, "level"), logged(&notice, "plugin")), ("WARN".to_owned(), "loud".to_owned()));
-    assert!(said(&setup.relay).contains(&("quiet".to_owned(), "another plugin".to_owned())), "another plugin has lost its line");
+    assert_eq!(
+        (logged(&notice, "level"), logged(&notice, "plugin")),
+        ("WARN".to_owned(), "loud".to_owned())
+    );
+    assert!(
+        said(&setup.relay).contains(&("quiet".to_owned(), "another plugin".to_owned())),
+        "another plugin has lost its line"
+    );
 
     // When the time is over, it is said how many there were, and lines are logged again.
     while setup.relay.lines("one line").is_empty() {
         setup.publish("cms.cache.a", "").await;
         setup.relayed().await;
     }
-    let dropped: u64 = setup.relay.lines("lines of the plugin were not logged").iter().map(|line| number(line, "lines")).sum();
+    let dropped: u64 = setup
+        .relay
+        .lines("lines of the plugin were not logged")
+        .iter()
+        .map(|line| number(line, "lines"))
+        .sum();
     setup.end().await;
     let all = setup.relay.lines("xxxx").len() as u64 + dropped;
     assert!(
-        (10_000..10_000 + setup.relay.lines("\"message\":\"received\"").len() as u64).contains(&all),
+        (10_000..10_000 + setup.relay.lines("\"message\":\"received\"").len() as u64)
+            .contains(&all),
         "{all} of 10,000 lines are accounted for"
     );
 }
@@ -691,22 +951,36 @@ fn number(line: &str, name: &str) -> u64 {
 
 /// A plugin that does with its configuration's `secret` and `key` all that shows them.
 fn leaking() -> Component {
-    let both = format!("(call $put_config {}) {} (call $put_config {})", quoted("SECRET"), put(" and "), quoted("KEY"));
+    let both = format!(
+        "(call $put_config {}) {} (call $put_config {})",
+        quoted("SECRET"),
+        put(" and "),
+        quoted("KEY")
+    );
     let out = |kind: u32| format!("{both} (call $err (i32.const {kind}) (call $out))");
     let secret = format!("(call $put_config {})", quoted("SECRET"));
     let set = |name: &str, value: &str| {
-        format!("{secret} (call $begin_headers (i32.const 1)) (call $header {name} {value}) (call $ok (call $all_headers))")
+        format!(
+            "{secret} (call $begin_headers (i32.const 1)) (call $header {name} {value}) (call $ok (call $all_headers))"
+        )
     };
     let cases = on("reject", &out(0)) + &on("failed", &out(1));
-    let say =
-        format!("{both} {SAY_OUT} {both} (call $put_byte (i32.const 10)) (call $complain (call $out)) (global.set $out_len (i32.const 0))");
+    let say = format!(
+        "{both} {SAY_OUT} {both} (call $put_byte (i32.const 10)) (call $complain (call $out)) (global.set $out_len (i32.const 0))"
+    );
     Component::with(BODY, &(say + &cases + &unchanged(BODY)))
         .hook(
             HEADERS,
-            &(on("name", &(format!("{secret} {}", put(" x")) + &set("(call $out)", "(i32.const 0) (i32.const 0)")))
-                + &set(&quoted("x-signed"), "(call $out)")),
+            &(on(
+                "name",
+                &(format!("{secret} {}", put(" x"))
+                    + &set("(call $out)", "(i32.const 0) (i32.const 0)")),
+            ) + &set(&quoted("x-signed"), "(call $out)")),
         )
-        .hook(SUBJECT, &(on("tail", &format!("{secret} {} {OUT}", put(" x"))) + &unchanged(SUBJECT)))
+        .hook(
+            SUBJECT,
+            &(on("tail", &format!("{secret} {} {OUT}", put(" x"))) + &unchanged(SUBJECT)),
+        )
 }
 
 /// All that the relay says and publishes when [`leaking`] has these settings and shows them on
@@ -741,7 +1015,8 @@ fn hidden(secrets: &[&str], shown: &[String]) {
 async fn a_configured_secret_that_a_plugin_tells_is_neither_logged_nor_published() {
     let folder = Folder::new();
     let key = folder.write("key", b"k3y-0f-the-file\n");
-    let variables = [("PLUGIN_LEAKING_SECRET", "s3cret"), ("PLUGIN_LEAKING_KEY_FILE", key.to_str().unwrap())];
+    let variables =
+        [("PLUGIN_LEAKING_SECRET", "s3cret"), ("PLUGIN_LEAKING_KEY_FILE", key.to_str().unwrap())];
     let (shown, call) = leaks(&["failed"], &variables).await;
     assert_eq!(call.header("x-signed"), "s3cret", "the plugin itself has it");
     hidden(&["s3cret", "k3y-0f-the-file"], &shown);
@@ -755,7 +1030,11 @@ async fn a_configured_secret_in_what_a_plugin_may_not_return_is_neither_logged_n
 
 #[tokio::test]
 async fn a_secret_that_begins_with_another_one_is_hidden_as_a_whole() {
-    let variables = [("PLUGIN_LEAKING_AN_OLD_TOKEN", "s3cr"), ("PLUGIN_LEAKING_SECRET", "s3cret-long"), ("PLUGIN_LEAKING_Z_TOKEN", "long")];
+    let variables = [
+        ("PLUGIN_LEAKING_AN_OLD_TOKEN", "s3cr"),
+        ("PLUGIN_LEAKING_SECRET", "s3cret-long"),
+        ("PLUGIN_LEAKING_Z_TOKEN", "long"),
+    ];
     let (shown, _) = leaks(&["failed"], &variables).await;
     hidden(&["s3cr", "et-", "long"], &shown);
 }
@@ -764,7 +1043,8 @@ async fn a_secret_that_begins_with_another_one_is_hidden_as_a_whole() {
 async fn a_secret_of_several_lines_is_hidden_also_where_its_lines_are() {
     let folder = Folder::new();
     let key = folder.write("key", b"-----BEGIN-----\nbWFueSBsaW5lcw\nb2Yga2V5cw\n-----END-----\n");
-    let variables = [("PLUGIN_LEAKING_SECRET", "s3cret"), ("PLUGIN_LEAKING_KEY_FILE", key.to_str().unwrap())];
+    let variables =
+        [("PLUGIN_LEAKING_SECRET", "s3cret"), ("PLUGIN_LEAKING_KEY_FILE", key.to_str().unwrap())];
     let (shown, _) = leaks(&["failed"], &variables).await;
     hidden(&["bWFueSBsaW5lcw", "b2Yga2V5cw"], &shown);
 }
@@ -774,11 +1054,25 @@ async fn a_secret_of_several_lines_is_hidden_also_where_its_lines_are() {
 #[tokio::test]
 async fn a_plugin_is_given_its_own_settings_and_nothing_else() {
     let shows = |name: &str| {
-        let get = ["GREETING", "greeting", "NONE"].map(|key| format!("(call $put_config {}) {}", quoted(key), put(" "))).concat();
-        let all = format!("{} (call $put_all_config) {} (call $put_environment) {}", put("all "), put(" environment "), put("\n"));
-        Component::with(BODY, &format!("{PUT_PAYLOAD} {} {get} {all} {OUT}", put(format!("{name} "))))
+        let get = ["GREETING", "greeting", "NONE"]
+            .map(|key| format!("(call $put_config {}) {}", quoted(key), put(" ")))
+            .concat();
+        let all = format!(
+            "{} (call $put_all_config) {} (call $put_environment) {}",
+            put("all "),
+            put(" environment "),
+            put("\n")
+        );
+        Component::with(
+            BODY,
+            &format!("{PUT_PAYLOAD} {} {get} {all} {OUT}", put(format!("{name} "))),
+        )
     };
-    let folder = Folder::with(&[("My-plugin.v2", &shows("first")), ("my", &shows("second")), ("x", &shows("third"))]);
+    let folder = Folder::with(&[
+        ("My-plugin.v2", &shows("first")),
+        ("my", &shows("second")),
+        ("x", &shows("third")),
+    ]);
     let value = folder.write("value", "größe = 1\n".as_bytes());
     let endpoint = Endpoint::ok().await;
     let variables = [
@@ -812,8 +1106,20 @@ async fn a_plugin_is_given_its_own_settings_and_nothing_else() {
             format!("{start}: {}", sorted(config))
         })
         .collect();
-    assert_eq!(seen, ["first hello - -: GREETING=hello&SIZE=größe = 1&lower=1", "second hi - -: GREETING=hi", "third - - -: "]);
-    let warned: Vec<_> = setup.relay.lines("belongs to none of the plugins").iter().map(|line| logged(line, "variable")).collect();
+    assert_eq!(
+        seen,
+        [
+            "first hello - -: GREETING=hello&SIZE=größe = 1&lower=1",
+            "second hi - -: GREETING=hi",
+            "third - - -: "
+        ]
+    );
+    let warned: Vec<_> = setup
+        .relay
+        .lines("belongs to none of the plugins")
+        .iter()
+        .map(|line| logged(line, "variable"))
+        .collect();
     assert_eq!(warned, ["PLUGIN_NOBODY_GREETING", "PLUGIN_TIMEOT"]);
     assert!(setup.relay.lines("n0body").is_empty(), "a value is shown");
 }
@@ -829,12 +1135,18 @@ async fn settings_that_contradict_each_other_are_a_mistake_of_the_configuration(
         ("PLUGIN_Y_KEY_FILE", "/n0ne".into()),
         ("PLUGIN_MEMORY", "much".into()),
     ];
-    let mut relay =
-        Relay::spawn("nats://127.0.0.1:1", "http://127.0.0.1:1", &variables.each_ref().map(|(name, value)| (*name, value.as_str())));
+    let mut relay = Relay::spawn(
+        "nats://127.0.0.1:1",
+        "http://127.0.0.1:1",
+        &variables.each_ref().map(|(name, value)| (*name, value.as_str())),
+    );
     assert_eq!(relay.exit().await.code(), Some(64));
     let said = relay.log().join("\n");
     assert!(
-        ["PLUGIN_X_KEY: both", "PLUGIN_Y_KEY_FILE", "PLUGIN_MEMORY"].iter().all(|name| said.contains(name)) && !said.contains("k3y"),
+        ["PLUGIN_X_KEY: both", "PLUGIN_Y_KEY_FILE", "PLUGIN_MEMORY"]
+            .iter()
+            .all(|name| said.contains(name))
+            && !said.contains("k3y"),
         "{said}"
     );
 }
@@ -854,7 +1166,12 @@ async fn a_plugin_has_a_clock_and_random_numbers_but_no_folder_no_socket_and_no_
     );
     let folder = Folder::with(&[("curious", &Component::with(BODY, &body))]);
     let endpoint = Endpoint::ok().await;
-    let mut setup = Setup::with_plugins(&endpoint.url(), &folder.all(), &[("HOME", "/tmp"), ("HTTP_PROXY", "http://pr0xy")]).await;
+    let mut setup = Setup::with_plugins(
+        &endpoint.url(),
+        &folder.all(),
+        &[("HOME", "/tmp"), ("HTTP_PROXY", "http://pr0xy")],
+    )
+    .await;
     setup.publish("cms.cache.a", "").await;
     setup.relayed().await;
     setup.end().await;
@@ -894,17 +1211,27 @@ fn raw(wasm: &str) -> Vec<u8> {
 #[tokio::test]
 async fn every_component_that_can_not_be_used_is_reported_at_the_start_with_its_reason() {
     let good = Component::with(BODY, &unchanged(BODY)).binary();
-    let hook = |change: fn(Component) -> Component| change(Component::with(BODY, &unchanged(BODY))).binary();
+    let hook = |change: fn(Component) -> Component| {
+        change(Component::with(BODY, &unchanged(BODY))).binary()
+    };
     let foreign = r#"(component (import "acme:db/query@1.0.0" (instance (export "run" (func)))))"#;
     let files: &[(&str, Vec<u8>, &[&str])] = &[
         ("empty", Vec::new(), &["the file is empty"]),
         ("text", b"#!/bin/sh\necho hello\n".to_vec(), &["it is not WebAssembly"]),
-        ("wat", b"(component)".to_vec(), &["it is not WebAssembly (expected a component in binary form)"]),
+        (
+            "wat",
+            b"(component)".to_vec(),
+            &["it is not WebAssembly (expected a component in binary form)"],
+        ),
         ("magic", b"\0asm".to_vec(), &["it is not WebAssembly"]),
         ("core", raw("(module)"), &["it is a core module, not a component", "wasm32-wasip2"]),
         ("truncated", good[..good.len() / 2].to_vec(), &["it is not a valid component"]),
         ("damaged", [&good[..], &[0xff; 8]].concat(), &["it is not a valid component"]),
-        ("nothing", raw("(component)"), &["it exports no hook of nats-webhook-relay:plugin@1.0.0; it exports nothing"]),
+        (
+            "nothing",
+            raw("(component)"),
+            &["it exports no hook of nats-webhook-relay:plugin@1.0.0; it exports nothing"],
+        ),
         (
             "other",
             raw(r#"(component (instance $i) (export "acme:hooks/transform@3.0.0" (instance $i)))"#),
@@ -913,7 +1240,10 @@ async fn every_component_that_can_not_be_used_is_reported_at_the_start_with_its_
         (
             "version-2",
             hook(|c| c.against("plugin@1.0.0", "plugin@2.0.0")),
-            &["no hook of nats-webhook-relay:plugin@1.0.0", "it exports nats-webhook-relay:plugin/webhook-payload@2.0.0"],
+            &[
+                "no hook of nats-webhook-relay:plugin@1.0.0",
+                "it exports nats-webhook-relay:plugin/webhook-payload@2.0.0",
+            ],
         ),
         (
             "version-0",
@@ -930,10 +1260,16 @@ async fn every_component_that_can_not_be_used_is_reported_at_the_start_with_its_
             hook(|c| c.against("subject: string", "subject: list<u8>")),
             &["webhook-payload has another type than nats-webhook-relay:plugin@1.0.0 defines"],
         ),
-        ("misnamed", hook(|c| c.against("transform: func", "convert: func")), &["webhook-payload", "transform"]),
+        (
+            "misnamed",
+            hook(|c| c.against("transform: func", "convert: func")),
+            &["webhook-payload", "transform"],
+        ),
         (
             "hollow",
-            raw(r#"(component (instance $i) (export "nats-webhook-relay:plugin/relayed-subject@1.0.0" (instance $i)))"#),
+            raw(
+                r#"(component (instance $i) (export "nats-webhook-relay:plugin/relayed-subject@1.0.0" (instance $i)))"#,
+            ),
             &["relayed-subject", "remap"],
         ),
         (
@@ -943,7 +1279,11 @@ async fn every_component_that_can_not_be_used_is_reported_at_the_start_with_its_
             ),
             &["no hook", "it exports relayed-subject"],
         ),
-        ("import", raw(foreign), &["it needs something that plugins are not given", "acme:db/query@1.0.0"]),
+        (
+            "import",
+            raw(foreign),
+            &["it needs something that plugins are not given", "acme:db/query@1.0.0"],
+        ),
         (
             "http",
             hook(|c| {
@@ -955,14 +1295,26 @@ async fn every_component_that_can_not_be_used_is_reported_at_the_start_with_its_
             }),
             &["wasi:http/fetching@0.2.0", "--disable http"],
         ),
-        ("starting", hook(|c| c.field("(func $start unreachable) (start $start)")), &["unreachable"]),
-        ("exiting", hook(|c| c.field("(func $start (call $exit (i32.const 1))) (start $start)")), &["exit status 1"]),
+        (
+            "starting",
+            hook(|c| c.field("(func $start unreachable) (start $start)")),
+            &["unreachable"],
+        ),
+        (
+            "exiting",
+            hook(|c| c.field("(func $start (call $exit (i32.const 1))) (start $start)")),
+            &["exit status 1"],
+        ),
         (
             "looping",
             hook(|c| c.field("(func $start (loop $l (br $l))) (start $start)")),
             &["it was not instantiated within 1s (PLUGIN_TIMEOUT)"],
         ),
-        ("huge", hook(|c| c.field("(memory $huge 1000)")), &["needed more than 16.0 MiB of memory (PLUGIN_MEMORY)"]),
+        (
+            "huge",
+            hook(|c| c.field("(memory $huge 1000)")),
+            &["needed more than 16.0 MiB of memory (PLUGIN_MEMORY)"],
+        ),
         (
             "growing",
             hook(|c| {
@@ -977,21 +1329,35 @@ async fn every_component_that_can_not_be_used_is_reported_at_the_start_with_its_
         folder.write(&format!("{name}.wasm"), binary);
     }
     let nats = NatsServer::start();
-    let error = refused(&nats, &folder.all(), &[("PLUGIN_TIMEOUT", "1s"), ("PLUGIN_MEMORY", "16MiB")]).await;
-    let reports = error.strip_prefix("plugin ").unwrap().split("; plugin ").map(|report| report.split_once(".wasm: ").unwrap());
-    let mut reports: BTreeMap<_, _> =
-        reports.map(|(path, report)| (Path::new(path).file_name().unwrap().to_str().unwrap(), report)).collect();
+    let error =
+        refused(&nats, &folder.all(), &[("PLUGIN_TIMEOUT", "1s"), ("PLUGIN_MEMORY", "16MiB")])
+            .await;
+    let reports = error
+        .strip_prefix("plugin ")
+        .unwrap()
+        .split("; plugin ")
+        .map(|report| report.split_once(".wasm: ").unwrap());
+    let mut reports: BTreeMap<_, _> = reports
+        .map(|(path, report)| (Path::new(path).file_name().unwrap().to_str().unwrap(), report))
+        .collect();
     for (name, _, expected) in files {
-        let report = reports.remove(name).unwrap_or_else(|| panic!("{name} is not reported in {error}"));
-        assert!(expected.iter().all(|expected| report.contains(expected)), "{name}: {report}, expected {expected:?}");
+        let report =
+            reports.remove(name).unwrap_or_else(|| panic!("{name} is not reported in {error}"));
+        assert!(
+            expected.iter().all(|expected| report.contains(expected)),
+            "{name}: {report}, expected {expected:?}"
+        );
     }
     assert!(reports.is_empty(), "{reports:?}");
 }
 
 /// Starts a relay whose `PLUGINS` is a mistake of the configuration: what it says.
 async fn mistaken(nats: &NatsServer, plugins: &str) -> String {
-    let mut relay =
-        Relay::spawn(&nats.url(), "http://127.0.0.1:1", &[("PLUGINS", plugins), ("PLUGIN_CACHE", "off"), ("MAX_IN_FLIGHT", "0")]);
+    let mut relay = Relay::spawn(
+        &nats.url(),
+        "http://127.0.0.1:1",
+        &[("PLUGINS", plugins), ("PLUGIN_CACHE", "off"), ("MAX_IN_FLIGHT", "0")],
+    );
     assert_eq!(relay.exit().await.code(), Some(64), "{:#?}", relay.log());
     let said = relay.log().join("\n");
     assert!(said.contains("MAX_IN_FLIGHT"), "the other mistakes are not reported: {said}");
@@ -1013,7 +1379,10 @@ async fn files_that_are_not_there_are_reported_at_the_start() {
         (&["a.wasm", "a.wasm"], &["a.wasm", "have the same name"]),
     ] {
         let said = mistaken(&nats, &folder.list(names)).await;
-        assert!(said.contains("PLUGINS: ") && expected.iter().all(|expected| said.contains(expected)), "{names:?}: {said}");
+        assert!(
+            said.contains("PLUGINS: ") && expected.iter().all(|expected| said.contains(expected)),
+            "{names:?}: {said}"
+        );
     }
 }
 
@@ -1028,7 +1397,10 @@ async fn all_files_that_are_not_there_are_reported_at_once() {
 
 #[tokio::test]
 async fn the_relays_check_loads_plugins_too() {
-    let folder = Folder::with(&[("good", &Component::with(BODY, &unchanged(BODY)).hook(SUBJECT, &unchanged(SUBJECT)))]);
+    let folder = Folder::with(&[(
+        "good",
+        &Component::with(BODY, &unchanged(BODY)).hook(SUBJECT, &unchanged(SUBJECT)),
+    )]);
     let nats = NatsServer::start();
     let url = nats.url();
     let check = |plugins: &str| {
@@ -1043,7 +1415,10 @@ async fn the_relays_check_loads_plugins_too() {
         run(&["check"], &variables)
     };
     let (status, out, error) = check(&folder.all());
-    assert!(status.success() && out.contains("plugin good (webhook-payload, relayed-subject)"), "{out}{error}");
+    assert!(
+        status.success() && out.contains("plugin good (webhook-payload, relayed-subject)"),
+        "{out}{error}"
+    );
     folder.write("bad.wasm", b"");
     let (status, out, error) = check(&folder.all());
     assert!(status.code() == Some(1) && out.is_empty(), "{out}");
@@ -1070,9 +1445,16 @@ async fn plugins_of_a_later_minor_version_run_and_their_new_hooks_are_warned_abo
     setup.end().await;
     let call = endpoint.calls().remove(0);
     assert_eq!((&call.body[..], call.header("x")), (b"made".as_slice(), "1"));
-    let warned: Vec<_> =
-        setup.relay.lines("\"level\":\"WARN\"").iter().map(|line| (logged(line, "plugin"), logged(line, "exports"))).collect();
-    assert_eq!(warned, [("later".to_owned(), "nats-webhook-relay:plugin/later-hook@1.1.0".to_owned())]);
+    let warned: Vec<_> = setup
+        .relay
+        .lines("\"level\":\"WARN\"")
+        .iter()
+        .map(|line| (logged(line, "plugin"), logged(line, "exports")))
+        .collect();
+    assert_eq!(
+        warned,
+        [("later".to_owned(), "nats-webhook-relay:plugin/later-hook@1.1.0".to_owned())]
+    );
 }
 
 #[tokio::test]
@@ -1088,8 +1470,16 @@ async fn a_known_hook_of_another_major_version_is_warned_about_where_the_plugin_
     setup.publish("cms.cache.a", "in").await;
     let message = setup.relayed().await;
     setup.end().await;
-    assert_eq!((message.subject.as_str(), &message.payload[..]), ("relayed.cache.a", b"relayed".as_slice()));
-    let warned: Vec<_> = setup.relay.lines("\"level\":\"WARN\"").iter().map(|line| logged(line, "exports")).collect();
+    assert_eq!(
+        (message.subject.as_str(), &message.payload[..]),
+        ("relayed.cache.a", b"relayed".as_slice())
+    );
+    let warned: Vec<_> = setup
+        .relay
+        .lines("\"level\":\"WARN\"")
+        .iter()
+        .map(|line| logged(line, "exports"))
+        .collect();
     assert_eq!(warned, ["nats-webhook-relay:plugin/relayed-subject@2.0.0"]);
 }
 
@@ -1112,12 +1502,18 @@ async fn body_made(plugins: &str, variables: &[(&str, &str)]) -> (String, Vec<St
     setup.publish("cms.cache.a", "in").await;
     setup.relayed().await;
     setup.end().await;
-    (String::from_utf8(endpoint.calls()[0].body.to_vec()).unwrap(), setup.relay.lines("\"level\":\"WARN\""))
+    (
+        String::from_utf8(endpoint.calls()[0].body.to_vec()).unwrap(),
+        setup.relay.lines("\"level\":\"WARN\""),
+    )
 }
 
 #[tokio::test]
 async fn code_is_compiled_once_and_then_taken_from_the_cache() {
-    let folder = Folder::with(&[("a", &Component::with(BODY, &text("made by a"))), ("b", &Component::with(BODY, &text("made by b")))]);
+    let folder = Folder::with(&[
+        ("a", &Component::with(BODY, &text("made by a"))),
+        ("b", &Component::with(BODY, &text("made by b"))),
+    ]);
     let caches = TempDir::new().unwrap();
     let mut compiled = Vec::new();
     for name in ["a", "b"] {
@@ -1125,7 +1521,11 @@ async fn code_is_compiled_once_and_then_taken_from_the_cache() {
         let variables = [("PLUGIN_CACHE", cache.to_str().unwrap())];
         let (body, warned) = body_made(&folder.list(&[&format!("{name}.wasm")]), &variables).await;
         assert_eq!((body, warned), (format!("made by {name}"), vec![]));
-        assert_eq!(cache.metadata().unwrap().permissions().mode() & 0o077, 0, "others may look into it");
+        assert_eq!(
+            cache.metadata().unwrap().permissions().mode() & 0o077,
+            0,
+            "others may look into it"
+        );
         let mut files = files(&cache);
         files.retain(|file| file.extension().is_none());
         assert_eq!(files.len(), 1, "{files:?}");
@@ -1134,7 +1534,8 @@ async fn code_is_compiled_once_and_then_taken_from_the_cache() {
     // What is in the cache is what runs.
     std::fs::copy(&compiled[1], &compiled[0]).unwrap();
     let cache = caches.path().join("deep/a");
-    let (body, _) = body_made(&folder.list(&["a.wasm"]), &[("PLUGIN_CACHE", cache.to_str().unwrap())]).await;
+    let (body, _) =
+        body_made(&folder.list(&["a.wasm"]), &[("PLUGIN_CACHE", cache.to_str().unwrap())]).await;
     assert_eq!(body, "made by b", "compiled again");
 }
 
@@ -1147,16 +1548,26 @@ async fn the_cache_is_in_the_users_folder_or_off_and_never_where_others_may_writ
     for (variables, expected) in [
         (vec![("PLUGIN_CACHE", "")], Some(".cache/nats-webhook-relay")),
         (vec![("PLUGIN_CACHE", ""), ("XDG_CACHE_HOME", &xdg)], Some("xdg/nats-webhook-relay")),
-        (vec![("PLUGIN_CACHE", ""), ("XDG_CACHE_HOME", &xdg), ("CACHE_DIRECTORY", &systemd)], Some("systemd")),
+        (
+            vec![("PLUGIN_CACHE", ""), ("XDG_CACHE_HOME", &xdg), ("CACHE_DIRECTORY", &systemd)],
+            Some("systemd"),
+        ),
         (vec![("PLUGIN_CACHE", "off"), ("XDG_CACHE_HOME", &xdg)], None),
     ] {
         let mut all = vec![("HOME", home.path().to_str().unwrap())];
         all.extend_from_slice(&variables);
-        assert_eq!(body_made(&folder.all(), &all).await, ("made".to_owned(), vec![]), "{variables:?}");
+        assert_eq!(
+            body_made(&folder.all(), &all).await,
+            ("made".to_owned(), vec![]),
+            "{variables:?}"
+        );
         let found = files(home.path());
         let place = expected.map(|expected| home.path().join(expected));
         assert_eq!(found.is_empty(), place.is_none(), "{variables:?} {found:?}");
-        assert!(found.iter().all(|file| place.as_ref().is_some_and(|place| file.starts_with(place))), "{variables:?} {found:?}");
+        assert!(
+            found.iter().all(|file| place.as_ref().is_some_and(|place| file.starts_with(place))),
+            "{variables:?} {found:?}"
+        );
         for entry in std::fs::read_dir(home.path()).unwrap() {
             std::fs::remove_dir_all(entry.unwrap().path()).unwrap();
         }
@@ -1166,8 +1577,15 @@ async fn the_cache_is_in_the_users_folder_or_off_and_never_where_others_may_writ
         std::fs::set_permissions(&shared, PermissionsExt::from_mode(mode)).unwrap();
         let (body, warned) = body_made(&folder.all(), &[("PLUGIN_CACHE", &shared)]).await;
         assert_eq!(body, "made");
-        assert!(warned.len() == 1 && logged(&warned[0], "message") == "compiled plugins are not cached", "{warned:?}");
-        assert!(logged(&warned[0], "error").contains(&shared) && warned[0].contains("others may write into it"), "{warned:?}");
+        assert!(
+            warned.len() == 1 && logged(&warned[0], "message") == "compiled plugins are not cached",
+            "{warned:?}"
+        );
+        assert!(
+            logged(&warned[0], "error").contains(&shared)
+                && warned[0].contains("others may write into it"),
+            "{warned:?}"
+        );
         assert_eq!(files(Path::new(&shared)), Vec::<PathBuf>::new());
     }
 }

@@ -1,5 +1,11 @@
 //! States that are rare and that a review broke: turns that end at a bad moment, messages that vanish, consumers that somebody else has made.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stdout)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout
+)]
 
 mod support;
 
@@ -32,11 +38,17 @@ fn text(call: &Call) -> String {
 
 async fn named(name: &str, nats: &str, endpoint: &Endpoint, more: &[(&str, &str)]) -> Relay {
     let header = format!("x-replica={name}");
-    Relay::start(nats, &endpoint.url(), &[&[STREAM, HTTP, ("WEBHOOK_HEADERS", &header)], more].concat()).await
+    Relay::start(
+        nats,
+        &endpoint.url(),
+        &[&[STREAM, HTTP, ("WEBHOOK_HEADERS", &header)], more].concat(),
+    )
+    .await
 }
 
 async fn all_but(subject: &'static str, status: u16) -> Endpoint {
-    Endpoint::start(move |call| Reply::status(if call.subject() == subject { status } else { 200 })).await
+    Endpoint::start(move |call| Reply::status(if call.subject() == subject { status } else { 200 }))
+        .await
 }
 
 async fn unpin(stream: &JetStream) {
@@ -65,7 +77,9 @@ async fn messages_removed_from_the_stream_while_they_are_retried_do_not_open_the
     let proxy = Proxy::to(nats.port).await;
     let endpoint = all_but("cms.cache.a", 503).await;
     let url = proxy.url();
-    let setup = Setup::on(nats, &endpoint.url(), &[STREAM, HTTP, UNLIMITED, GRACE, ("NATS_HOST", &url)]).await;
+    let setup =
+        Setup::on(nats, &endpoint.url(), &[STREAM, HTTP, UNLIMITED, GRACE, ("NATS_HOST", &url)])
+            .await;
     for number in 0..10 {
         stream.publish("cms.cache.a", number.to_string()).await;
     }
@@ -78,7 +92,14 @@ async fn messages_removed_from_the_stream_while_they_are_retried_do_not_open_the
     proxy.cut();
     setup.relay.logged("reconnected to NATS").await;
     stream.publish("cms.cache.b", "2").await;
-    let of_b = || endpoint.calls().iter().filter(|call| call.subject() == "cms.cache.b").map(text).collect::<Vec<_>>();
+    let of_b = || {
+        endpoint
+            .calls()
+            .iter()
+            .filter(|call| call.subject() == "cms.cache.b")
+            .map(text)
+            .collect::<Vec<_>>()
+    };
     eventually("two calls", || of_b().len() >= 2).await;
     assert_eq!(of_b(), ["1", "2"]);
 }
@@ -93,7 +114,10 @@ async fn a_replica_that_is_short_of_files_and_loses_its_turn_does_not_hold_up_th
     endpoint.received(1).await;
     let _other = named("other", &nats.url(), &endpoint, &more).await;
     stream.settled().await;
-    let done = std::process::Command::new("prlimit").args(["--nofile=5:5", "--pid", &first.pid().to_string()]).status().unwrap();
+    let done = std::process::Command::new("prlimit")
+        .args(["--nofile=5:5", "--pid", &first.pid().to_string()])
+        .status()
+        .unwrap();
     assert!(done.success());
     stream.publish("cms.cache.s1", "1").await;
     first.logged("open files").await;
@@ -107,7 +131,8 @@ async fn a_replica_that_is_short_of_files_and_loses_its_turn_does_not_hold_up_th
 }
 
 #[tokio::test]
-async fn a_replica_that_cannot_publish_a_failed_message_and_loses_its_turn_does_not_hold_up_the_other() {
+async fn a_replica_that_cannot_publish_a_failed_message_and_loses_its_turn_does_not_hold_up_the_other()
+ {
     let (nats, stream) = server().await;
     stream.add("FAILED", "failed.cache.>", json!({ "max_msg_size": 1 })).await;
     let endpoint = all_but("cms.cache.bad", 404).await;
@@ -135,8 +160,14 @@ const SUBJECTS: usize = 40;
 /// How many of those that `first` relayed came after a newer one of their subject.
 fn late(relayed: &[usize]) -> Vec<usize> {
     let place = |number| relayed.iter().position(|other| *other == number).unwrap();
-    let is_late = |index: usize, number: usize| number < SUBJECTS && index > place(number + SUBJECTS);
-    relayed.iter().enumerate().filter(|(index, number)| is_late(*index, **number)).map(|(_, number)| *number).collect()
+    let is_late =
+        |index: usize, number: usize| number < SUBJECTS && index > place(number + SUBJECTS);
+    relayed
+        .iter()
+        .enumerate()
+        .filter(|(index, number)| is_late(*index, **number))
+        .map(|(_, number)| *number)
+        .collect()
 }
 
 async fn drained(relayed: &mut async_nats::Subscriber) -> Vec<usize> {
@@ -151,7 +182,10 @@ async fn drained(relayed: &mut async_nats::Subscriber) -> Vec<usize> {
 async fn a_replica_that_is_cut_off_begins_no_call_after_its_turn() {
     let (nats, stream) = server().await;
     let proxy = Proxy::to(nats.port).await;
-    let endpoint = Endpoint::start(|call| Reply::ok().after(Duration::from_millis(if replica(call) == "first" { 400 } else { 0 }))).await;
+    let endpoint = Endpoint::start(|call| {
+        Reply::ok().after(Duration::from_millis(if replica(call) == "first" { 400 } else { 0 }))
+    })
+    .await;
     let more = [("MAX_IN_FLIGHT", "1"), GRACE];
     let first = named("first", &proxy.url(), &endpoint, &more).await;
     stream.fill(0..SUBJECTS, SUBJECTS, 0).await;
@@ -166,7 +200,9 @@ async fn a_replica_that_is_cut_off_begins_no_call_after_its_turn() {
     first.logged("reconnected").await;
     let_pass(Duration::from_secs(3)).await;
     let calls = endpoint.calls();
-    let begun = |since: Instant| calls.iter().filter(|call| replica(call) == "first" && call.at > since).count();
+    let begun = |since: Instant| {
+        calls.iter().filter(|call| replica(call) == "first" && call.at > since).count()
+    };
     assert_eq!(begun(cut + Duration::from_secs(4)), 0);
 }
 
@@ -229,8 +265,12 @@ async fn a_delivery_that_was_late_does_not_give_the_turn_for_a_newer_request() {
     let_pass(Duration::from_millis(1500)).await;
     let calls = endpoint.calls();
     proxy.resume();
-    let seen: Vec<_> =
-        calls.iter().map(|call| format!("{} {} {:?}", replica(call), text(call), call.at.checked_duration_since(woken))).collect();
+    let seen: Vec<_> = calls
+        .iter()
+        .map(|call| {
+            format!("{} {} {:?}", replica(call), text(call), call.at.checked_duration_since(woken))
+        })
+        .collect();
     assert_eq!(seen.iter().filter(|seen| seen.starts_with("first 1")).count(), 0);
 }
 
@@ -264,9 +304,11 @@ async fn a_suspect_that_a_paused_consumer_does_not_deliver_is_not_forgotten() {
     setup.relay.stop().await;
     setup.publish_by_hand(&poison("cms.cache.s0", "p")).await;
     take_raw(setup.nats.port).await;
-    setup.relay = Relay::start(&setup.nats.url(), &endpoint.url(), &[STREAM, HTTP, FAILED, GRACE]).await;
+    setup.relay =
+        Relay::start(&setup.nats.url(), &endpoint.url(), &[STREAM, HTTP, FAILED, GRACE]).await;
     setup.relay.logged("reconnected to NATS").await;
-    let until = humantime::format_rfc3339(std::time::SystemTime::now() + Duration::from_secs(3600)).to_string();
+    let until = humantime::format_rfc3339(std::time::SystemTime::now() + Duration::from_secs(3600))
+        .to_string();
     stream.call(&format!("CONSUMER.PAUSE.CMS.{CONSUMER}"), json!({ "pause_until": until })).await;
     let_pass(Duration::from_secs(15)).await;
     assert_eq!(setup.relay.lines("not relayed").len(), 0, "paused too late");
@@ -322,7 +364,8 @@ async fn what_cannot_be_read_is_found_in_a_stream_whose_consumer_somebody_else_h
     let proxy = Proxy::to(nats.port).await;
     let endpoint = Endpoint::ok().await;
     let url = proxy.url();
-    let mut setup = Setup::on(nats, &endpoint.url(), &[STREAM, HTTP, GRACE, ("NATS_HOST", &url)]).await;
+    let mut setup =
+        Setup::on(nats, &endpoint.url(), &[STREAM, HTTP, GRACE, ("NATS_HOST", &url)]).await;
     for number in 0..10 {
         stream.publish("cms.cache.s0", number.to_string()).await;
         setup.relayed().await;
@@ -337,7 +380,12 @@ async fn what_cannot_be_read_is_found_in_a_stream_whose_consumer_somebody_else_h
     let mut config = config;
     config["deliver_policy"] = json!("all");
     config.as_object_mut().unwrap().remove("metadata");
-    stream.call(&format!("CONSUMER.DURABLE.CREATE.CMS.{CONSUMER}"), json!({ "stream_name": "CMS", "config": config })).await;
+    stream
+        .call(
+            &format!("CONSUMER.DURABLE.CREATE.CMS.{CONSUMER}"),
+            json!({ "stream_name": "CMS", "config": config }),
+        )
+        .await;
     proxy.open();
     setup.relay.logged_times("reconnected to NATS", 2).await;
     stream.publish("cms.cache.s0", "new").await;
@@ -355,7 +403,12 @@ async fn what_is_in_work_of_a_removed_stream_settles_nothing_of_another_replica(
     let endpoint = support::held::Held::hanging(|call| call.replica == "other").await;
     let start = async |name: &str, nats: &str| {
         let header = format!("x-replica={name}");
-        Relay::start(nats, &endpoint.url(), &[STREAM, HTTP, support::stream::PATIENT, GRACE, ("WEBHOOK_HEADERS", &header)]).await
+        Relay::start(
+            nats,
+            &endpoint.url(),
+            &[STREAM, HTTP, support::stream::PATIENT, GRACE, ("WEBHOOK_HEADERS", &header)],
+        )
+        .await
     };
     let first = start("first", &proxy.url()).await;
     stream.publish("cms.cache.s0", "old").await;
@@ -366,7 +419,12 @@ async fn what_is_in_work_of_a_removed_stream_settles_nothing_of_another_replica(
     stream.add("CMS", "cms.cache.>", json!({})).await;
     config["deliver_policy"] = json!("all");
     config.as_object_mut().unwrap().remove("metadata");
-    stream.call(&format!("CONSUMER.DURABLE.CREATE.CMS.{CONSUMER}"), json!({ "stream_name": "CMS", "config": config })).await;
+    stream
+        .call(
+            &format!("CONSUMER.DURABLE.CREATE.CMS.{CONSUMER}"),
+            json!({ "stream_name": "CMS", "config": config }),
+        )
+        .await;
     let _other = start("other", &nats.url()).await;
     stream.publish("cms.cache.s0", "new").await;
     endpoint.called(2).await;

@@ -1,6 +1,12 @@
 //! Reading from a stream while something goes wrong: servers that stop, consumers and streams
 //! that vanish, messages that cannot be read. Whatever the stream has acknowledged is relayed.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stdout)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout
+)]
 
 mod support;
 
@@ -13,7 +19,8 @@ use support::proxy::Proxy;
 use support::relay::Relay;
 use support::setup::{Setup, by_hand, header, hpub};
 use support::stream::{
-    CONSUMER, FAILED, HTTP, JETSTREAM, JetStream, PATIENT, STREAM, complete_and_in_order, number, numbers, server, setup,
+    CONSUMER, FAILED, HTTP, JETSTREAM, JetStream, PATIENT, STREAM, complete_and_in_order, number,
+    numbers, server, setup,
 };
 use support::{eventually, signal};
 
@@ -42,22 +49,31 @@ async fn a_server_that_is_killed_and_started_again_costs_no_message_and_no_order
         relay.logged_times("lost the connection to NATS", outage).await;
         nats.restart();
         let line = relay.logged_times("reconnected to NATS", outage).await.pop().unwrap();
-        assert!(line.contains(WARN) && line.contains("the stream has kept what was published meanwhile"), "{line}");
+        assert!(
+            line.contains(WARN)
+                && line.contains("the stream has kept what was published meanwhile"),
+            "{line}"
+        );
     }
     endpoint.received(endpoint.count() + 100).await;
     let messages = load.end().await;
     stream.settled().await;
     complete_and_in_order(&numbers(&endpoint.calls()), messages, SUBJECTS);
-    let relayed: Vec<_> = stream.messages("RELAYED").await.iter().map(|(_, payload)| number(payload)).collect();
+    let relayed: Vec<_> =
+        stream.messages("RELAYED").await.iter().map(|(_, payload)| number(payload)).collect();
     assert_eq!(complete_and_in_order(&relayed, messages, SUBJECTS), 0, "stored twice");
     assert_eq!((relay.metric("reconnects_total").await, relay.metric("gaps_total").await), (3, 0));
-    assert_eq!((relay.lines("lost the connection").len(), relay.lines("reconnected to NATS").len()), (3, 3));
+    assert_eq!(
+        (relay.lines("lost the connection").len(), relay.lines("reconnected to NATS").len()),
+        (3, 3)
+    );
     assert!(relay.stop().await.success());
     assert!(relay.lines(ERROR).is_empty(), "{:?}", relay.lines(ERROR));
 }
 
 #[tokio::test]
-async fn what_is_accepted_while_the_server_is_away_is_relayed_when_it_is_back_and_not_called_again() {
+async fn what_is_accepted_while_the_server_is_away_is_relayed_when_it_is_back_and_not_called_again()
+{
     let (mut nats, stream) = server().await;
     stream.add("RELAYED", "relayed.cache.>", json!({})).await;
     let endpoint = Held::start().await;
@@ -72,7 +88,8 @@ async fn what_is_accepted_while_the_server_is_away_is_relayed_when_it_is_back_an
     nats.restart();
     stream.settled().await;
     relay.counted("messages_relayed_total", 30).await;
-    let relayed: Vec<_> = stream.messages("RELAYED").await.iter().map(|(_, payload)| number(payload)).collect();
+    let relayed: Vec<_> =
+        stream.messages("RELAYED").await.iter().map(|(_, payload)| number(payload)).collect();
     assert_eq!(complete_and_in_order(&relayed, 30, 10), 0);
     assert_eq!(endpoint.subjects().len(), 30, "called again");
 }
@@ -144,7 +161,8 @@ async fn a_relay_that_is_there_before_jetstream_waits_for_it() {
 }
 
 #[tokio::test]
-async fn acknowledgements_that_are_forbidden_are_told_once_and_what_is_settled_is_not_relayed_again() {
+async fn acknowledgements_that_are_forbidden_are_told_once_and_what_is_settled_is_not_relayed_again()
+ {
     let users = |relay: &str| {
         format!(
             "{JETSTREAM}, authorization {{ users: [ {{ user: admin, password: pw }}, \
@@ -161,7 +179,8 @@ async fn acknowledgements_that_are_forbidden_are_told_once_and_what_is_settled_i
     stream.publish("cms.cache.a", "1").await;
     stream.settled().await;
     nats.reload(&users("{ allow: \">\", deny: \"$JS.ACK.>\" }"));
-    eventually("the server has read it", || nats.log().contains("Reloaded server configuration")).await;
+    eventually("the server has read it", || nats.log().contains("Reloaded server configuration"))
+        .await;
     stream.publish("cms.cache.a", "2").await;
     let line = relay.logged("may not acknowledge messages").await;
     assert!(line.contains(ERROR) && line.contains("$JS.ACK."), "{line}");
@@ -188,7 +207,11 @@ async fn a_consumer_that_is_removed_is_made_again_and_misses_and_repeats_nothing
         stream.fill(round * 20..round * 20 + 20, 5, 0).await;
         endpoint.received(20 + round * 20).await;
         stream.settled().await;
-        assert_eq!(complete_and_in_order(&numbers(&endpoint.calls()), 20 + round * 20, 5), 0, "called again");
+        assert_eq!(
+            complete_and_in_order(&numbers(&endpoint.calls()), 20 + round * 20, 5),
+            0,
+            "called again"
+        );
         // Once at the start.
         assert_eq!(setup.relay.lines(CREATED).len(), 1 + round);
     }
@@ -257,7 +280,8 @@ async fn a_paused_consumer_is_told_once_and_goes_on_when_it_is_resumed() {
     let (setup, stream) = setup(&endpoint.url(), &[PATIENT]).await;
     stream.publish("cms.cache.held", "").await;
     endpoint.called(1).await;
-    let pause = |until: SystemTime| json!({ "pause_until": humantime::format_rfc3339(until).to_string() });
+    let pause =
+        |until: SystemTime| json!({ "pause_until": humantime::format_rfc3339(until).to_string() });
     let request = format!("CONSUMER.PAUSE.CMS.{CONSUMER}");
     stream.call(&request, pause(SystemTime::now() + Duration::from_secs(3600))).await;
     let line = setup.relay.logged("the consumer is paused").await;
@@ -275,7 +299,10 @@ async fn a_paused_consumer_is_told_once_and_goes_on_when_it_is_resumed() {
     stream.settled().await;
     setup.relay.logged("the consumer is resumed").await;
     setup.relay.counted("messages_relayed_total", 11).await;
-    assert_eq!((endpoint.subjects().len(), setup.relay.lines("the consumer is paused").len()), (11, 1));
+    assert_eq!(
+        (endpoint.subjects().len(), setup.relay.lines("the consumer is paused").len()),
+        (11, 1)
+    );
     assert!(setup.relay.lines(ERROR).is_empty(), "{:?}", setup.relay.lines(ERROR));
 }
 
@@ -400,12 +427,26 @@ async fn a_message_that_cannot_be_read_fails_within_seconds_and_delays_no_other(
         let letter = setup.failed().await;
         println!("{} is failed after {:?}", String::from_utf8_lossy(poison), began.elapsed());
         assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
-        assert_eq!((letter.subject.as_str(), &letter.payload[..]), ("failed.cache.a", &b"poisoned"[..]));
-        assert_eq!((header(&letter, "Relay-Reason"), header(&letter, "Relay-Subject")), ("unreadable", "cms.cache.a"));
-        assert!(header(&letter, "Relay-Id").starts_with(&format!("msg_CMS_{sequence}_")), "{}", header(&letter, "Relay-Id"));
+        assert_eq!(
+            (letter.subject.as_str(), &letter.payload[..]),
+            ("failed.cache.a", &b"poisoned"[..])
+        );
+        assert_eq!(
+            (header(&letter, "Relay-Reason"), header(&letter, "Relay-Subject")),
+            ("unreadable", "cms.cache.a")
+        );
+        assert!(
+            header(&letter, "Relay-Id").starts_with(&format!("msg_CMS_{sequence}_")),
+            "{}",
+            header(&letter, "Relay-Id")
+        );
         let relayed = setup.relayed_by_subject(2).await;
-        let relayed = relayed.iter().map(|message| (message.subject.as_str(), &message.payload[..]));
-        assert_eq!(relayed.collect::<Vec<_>>(), [("relayed.cache.a", after.as_bytes()), ("relayed.cache.b", after.as_bytes())]);
+        let relayed =
+            relayed.iter().map(|message| (message.subject.as_str(), &message.payload[..]));
+        assert_eq!(
+            relayed.collect::<Vec<_>>(),
+            [("relayed.cache.a", after.as_bytes()), ("relayed.cache.b", after.as_bytes())]
+        );
         stream.settled().await;
     }
     assert_eq!(setup.relay.lines("\"not relayed\"").len(), 3);
@@ -422,7 +463,11 @@ async fn many_messages_that_cannot_be_read_among_others_fail_and_the_others_keep
     for number in 0..60 {
         let subject = format!("cms.cache.s{}", number % 5);
         match number % 6 {
-            5 => commands.extend(publish_raw(&subject, &poisoned(POISONS[number % 3]), &number.to_string())),
+            5 => commands.extend(publish_raw(
+                &subject,
+                &poisoned(POISONS[number % 3]),
+                &number.to_string(),
+            )),
             _ => commands.extend(hpub(&subject, &["X-Fine: yes"], number.to_string().as_bytes())),
         }
     }
@@ -454,7 +499,8 @@ async fn a_first_message_that_cannot_be_read_does_not_stop_a_relay_that_starts()
         let Setup { mut relay, client, relayed, failed, nats } = idle;
         assert!(relay.stop().await.success());
         stream.remove_consumer().await;
-        let variables = [STREAM, HTTP, FAILED, ("NATS_DELIVER", "all"), ("NATS_REPLICAS_SHARE", share)];
+        let variables =
+            [STREAM, HTTP, FAILED, ("NATS_DELIVER", "all"), ("NATS_REPLICAS_SHARE", share)];
         let mut setup = Setup { relay, client, relayed, failed, nats };
         setup.publish_by_hand(&publish_raw("cms.cache.a", &poisoned(POISONS[0]), "poisoned")).await;
         stream.publish("cms.cache.a", "1").await;
@@ -478,7 +524,13 @@ async fn without_a_failed_subject_what_cannot_be_read_is_told_and_terminated() {
     assert_eq!(setup.relayed().await.payload, "1");
     stream.settled().await;
     let told = setup.relay.lines("\"not relayed\"");
-    assert!(told.len() == 1 && told[0].contains(ERROR) && told[0].contains("unreadable") && told[0].contains("cms.cache.a"), "{told:?}");
+    assert!(
+        told.len() == 1
+            && told[0].contains(ERROR)
+            && told[0].contains("unreadable")
+            && told[0].contains("cms.cache.a"),
+        "{told:?}"
+    );
 }
 
 const BLOCKS: [&[u8]; 28] = [
@@ -549,10 +601,18 @@ async fn any_header_bytes(share: &str) {
     for (index, block) in BLOCKS.iter().enumerate().filter(|(index, _)| !relayed.contains(index)) {
         let letter = setup.failed().await;
         let shown = String::from_utf8_lossy(block);
-        assert_eq!((header(&letter, "Relay-Reason"), &letter.payload[..]), ("unreadable", index.to_string().as_bytes()), "{shown:?}");
+        assert_eq!(
+            (header(&letter, "Relay-Reason"), &letter.payload[..]),
+            ("unreadable", index.to_string().as_bytes()),
+            "{shown:?}"
+        );
         println!("unreadable: {shown:?}");
     }
-    println!("share {share}: past {} of {} in {elapsed:?}", BLOCKS.len() - relayed.len(), BLOCKS.len());
+    println!(
+        "share {share}: past {} of {} in {elapsed:?}",
+        BLOCKS.len() - relayed.len(),
+        BLOCKS.len()
+    );
     stream.settled().await;
     setup.end().await;
 }
@@ -560,7 +620,9 @@ async fn any_header_bytes(share: &str) {
 #[tokio::test]
 async fn a_subject_that_cannot_be_read_fails_and_delays_no_other() {
     let (nats, stream) = server().await;
-    stream.add("OUT", "failed.cache.>", json!({ "subjects": ["failed.cache.>", "relayed.cache.>"] })).await;
+    stream
+        .add("OUT", "failed.cache.>", json!({ "subjects": ["failed.cache.>", "relayed.cache.>"] }))
+        .await;
     let endpoint = Endpoint::ok().await;
     let relay = Relay::start(&nats.url(), &endpoint.url(), &[STREAM, HTTP, FAILED]).await;
     // White space to the client library, and none to the server.
@@ -571,7 +633,12 @@ async fn a_subject_that_cannot_be_read_fails_and_delays_no_other() {
     endpoint.received(3).await;
     stream.settled().await;
     relay.counted("messages_failed_total{reason=\"unreadable\"}", 3).await;
-    let letters = stream.messages("OUT").await.into_iter().filter(|(_, payload)| payload == "poisoned").count();
+    let letters = stream
+        .messages("OUT")
+        .await
+        .into_iter()
+        .filter(|(_, payload)| payload == "poisoned")
+        .count();
     assert_eq!(letters, 3);
     assert_eq!(endpoint.count(), 3);
 }
@@ -600,7 +667,9 @@ async fn an_unreadable_message_and_a_cut_connection_at_once_lose_nothing() {
     let (nats, stream) = server().await;
     let proxy = Proxy::to(nats.port).await;
     let endpoint = Held::start().await;
-    let mut setup = Setup::on(nats, &endpoint.url(), &[STREAM, HTTP, PATIENT, ("NATS_HOST", &proxy.url())]).await;
+    let mut setup =
+        Setup::on(nats, &endpoint.url(), &[STREAM, HTTP, PATIENT, ("NATS_HOST", &proxy.url())])
+            .await;
     stream.fill(0..10, 5, 0).await;
     endpoint.called(5).await;
     setup.publish_by_hand(&publish_raw("cms.cache.s0", &poisoned(POISONS[2]), "poisoned")).await;

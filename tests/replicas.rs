@@ -1,6 +1,12 @@
 //! Several relays on one consumer: one works and the others stand by, or all share the work.
 //! Whatever happens to one of them, nothing is lost, and each subject keeps its order.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stdout)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout
+)]
 
 mod support;
 
@@ -10,7 +16,10 @@ use support::endpoint::{Call, Endpoint, Reply};
 use support::nats::NatsServer;
 use support::proxy::Proxy;
 use support::relay::{Relay, field};
-use support::stream::{CONSUMER, HTTP, JetStream, Load, PATIENT, STREAM, complete_and_in_order, number, numbers, server, until_true};
+use support::stream::{
+    CONSUMER, HTTP, JetStream, Load, PATIENT, STREAM, complete_and_in_order, number, numbers,
+    server, until_true,
+};
 use support::{eventually, signal};
 
 use serde_json::json;
@@ -29,9 +38,23 @@ struct Replicas {
 }
 
 impl Replicas {
-    async fn start(count: usize, nats: &str, endpoint: &Endpoint, variables: &[(&str, &str)]) -> Self {
-        let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let mut replicas = Self { nats: nats.to_owned(), endpoint: endpoint.url(), variables, started: 0, relays: HashMap::new() };
+    async fn start(
+        count: usize,
+        nats: &str,
+        endpoint: &Endpoint,
+        variables: &[(&str, &str)],
+    ) -> Self {
+        let variables = variables
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
+        let mut replicas = Self {
+            nats: nats.to_owned(),
+            endpoint: endpoint.url(),
+            variables,
+            started: 0,
+            relays: HashMap::new(),
+        };
         for _ in 0..count {
             replicas.add().await;
         }
@@ -48,7 +71,8 @@ impl Replicas {
         let name = format!("r{}", self.started);
         self.started += 1;
         let header = format!("x-replica={name}");
-        let own: Vec<_> = self.variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let own: Vec<_> =
+            self.variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         let variables = [&[STREAM, HTTP, ("WEBHOOK_HEADERS", &header)][..], &own].concat();
         let relay = Relay::start(nats, &self.endpoint, &variables).await;
         self.relays.insert(name.clone(), relay);
@@ -101,7 +125,14 @@ fn replica(call: &Call) -> &str {
 async fn taken_over(endpoint: &Endpoint, name: &str, known: &[String], since: Instant) -> Duration {
     let first = || {
         let calls = endpoint.calls();
-        calls.iter().find(|call| call.at > since && replica(call) != name && !known.contains(&replica(call).to_owned())).map(|call| call.at)
+        calls
+            .iter()
+            .find(|call| {
+                call.at > since
+                    && replica(call) != name
+                    && !known.contains(&replica(call).to_owned())
+            })
+            .map(|call| call.at)
     };
     eventually("another takes over", || first().is_some()).await;
     first().unwrap() - since
@@ -110,7 +141,10 @@ async fn taken_over(endpoint: &Endpoint, name: &str, known: &[String], since: In
 /// An endpoint that takes a moment, each time another one.
 async fn unsteady() -> Endpoint {
     let random = std::sync::Mutex::new(fastrand::Rng::with_seed(11));
-    Endpoint::start(move |_| Reply::ok().after(Duration::from_millis(random.lock().unwrap().u64(0..20)))).await
+    Endpoint::start(move |_| {
+        Reply::ok().after(Duration::from_millis(random.lock().unwrap().u64(0..20)))
+    })
+    .await
 }
 
 /// An endpoint where the first replica's calls hang.
@@ -156,9 +190,14 @@ impl UnderLoad {
         self.goes_on().await;
         let messages = self.load.end().await;
         self.stream.settled().await;
-        let repeated = complete_and_in_order(&numbers(&self.endpoint.calls()), messages, self.subjects);
+        let repeated =
+            complete_and_in_order(&numbers(&self.endpoint.calls()), messages, self.subjects);
         println!("{repeated} of {messages} were called again");
-        assert_eq!(complete_and_in_order(&relayed_numbers(&self.stream).await, messages, self.subjects), 0, "stored twice");
+        assert_eq!(
+            complete_and_in_order(&relayed_numbers(&self.stream).await, messages, self.subjects),
+            0,
+            "stored twice"
+        );
         self.replicas.active().await;
         self.replicas.stop_all().await;
         repeated
@@ -241,7 +280,9 @@ async fn one_that_is_killed_while_there_is_nothing_to_do_is_replaced_within_seco
 async fn one_that_is_killed_with_all_its_room_taken_is_replaced_within_seconds() {
     let (nats, stream) = server().await;
     let endpoint = first_hangs().await;
-    let mut replicas = Replicas::start(1, &nats.url(), &endpoint, &[PATIENT, ("NATS_PENDING_MESSAGES", "20")]).await;
+    let mut replicas =
+        Replicas::start(1, &nats.url(), &endpoint, &[PATIENT, ("NATS_PENDING_MESSAGES", "20")])
+            .await;
     stream.fill(0..100, 5, 0).await;
     replicas.relays["r0"].counted("messages_received_total", 20).await;
     endpoint.received(5).await;
@@ -269,7 +310,11 @@ async fn one_that_is_stopped_is_replaced_at_once_and_nothing_is_repeated() {
         println!("taken over {took:?} after SIGTERM, whose process ended after {ended:?}");
         // One that is merely gone keeps its turn for more than two seconds.
         assert!(took < ended + Duration::from_millis(1500), "{took:?} after SIGTERM");
-        assert!(relay.lines(ERROR).is_empty() && relay.lines("left in the stream").is_empty(), "{:?}", relay.log());
+        assert!(
+            relay.lines(ERROR).is_empty() && relay.lines("left in the stream").is_empty(),
+            "{:?}",
+            relay.log()
+        );
     }
     assert_eq!(all.end().await, 0, "called again");
 }
@@ -311,7 +356,8 @@ async fn what_is_unfinished_at_the_end_of_the_grace_is_relayed_by_another_in_ord
         assert!(first.lines(ERROR).is_empty(), "{:?}", first.lines(ERROR));
         stream.settled().await;
         let calls = endpoint.calls();
-        let (hung, relayed): (Vec<_>, Vec<_>) = calls.into_iter().partition(|call| replica(call) == "r0");
+        let (hung, relayed): (Vec<_>, Vec<_>) =
+            calls.into_iter().partition(|call| replica(call) == "r0");
         assert_eq!((hung.len(), relayed.len()), (3, 30));
         if share == "false" {
             assert_eq!(complete_and_in_order(&numbers(&relayed), 30, 3), 0);
@@ -356,7 +402,11 @@ async fn one_that_is_cut_off_is_replaced_and_stands_by_when_it_is_back() {
     let messages = load.end().await;
     stream.settled().await;
     complete_and_in_order(&numbers(&endpoint.calls()), messages, SUBJECTS);
-    assert_eq!(complete_and_in_order(&relayed_numbers(&stream).await, messages, SUBJECTS), 0, "stored twice");
+    assert_eq!(
+        complete_and_in_order(&relayed_numbers(&stream).await, messages, SUBJECTS),
+        0,
+        "stored twice"
+    );
     replicas.stop_all().await;
 }
 
@@ -395,14 +445,21 @@ async fn one_that_has_lost_its_turn_gives_back_what_it_does_not_call_for() {
     signal(first, "STOP");
     stream.call(&format!("CONSUMER.UNPIN.CMS.{CONSUMER}"), json!({ "group": "relay" })).await;
     stream.publish("cms.cache.s0", "30").await;
-    stream.until("another works", |info| info["priority_groups"][0]["pinned_client_id"].is_string()).await;
+    stream
+        .until("another works", |info| info["priority_groups"][0]["pinned_client_id"].is_string())
+        .await;
     signal(first, "CONT");
     replicas.relays[&next].logged(WORKS).await;
     stream.settled().await;
-    let relayed: Vec<_> = endpoint.calls().into_iter().filter(|call| replica(call) == next).collect();
+    let relayed: Vec<_> =
+        endpoint.calls().into_iter().filter(|call| replica(call) == next).collect();
     assert_eq!(complete_and_in_order(&numbers(&relayed), 31, 5), 0);
     replicas.relays["r0"].counted("messages_pending", 0).await;
-    assert!(replicas.relays["r0"].lines(ERROR).is_empty(), "{:?}", replicas.relays["r0"].lines(ERROR));
+    assert!(
+        replicas.relays["r0"].lines(ERROR).is_empty(),
+        "{:?}",
+        replicas.relays["r0"].lines(ERROR)
+    );
     replicas.stop_all().await;
 }
 
@@ -446,7 +503,11 @@ async fn replicas_that_share_all_work_and_nothing_is_repeated() {
         let share = calls.iter().filter(|call| replica(call) == name).count();
         assert!(share > MESSAGES / 10, "{name} did {share}");
         assert!(relay.lines(STANDS_BY).is_empty() && relay.lines(WORKS).is_empty());
-        assert_eq!((relay.metric("active").await, relay.metric("messages_redelivered_total").await), (0, 0), "{name}");
+        assert_eq!(
+            (relay.metric("active").await, relay.metric("messages_redelivered_total").await),
+            (0, 0),
+            "{name}"
+        );
     }
     replicas.stop_all().await;
 }

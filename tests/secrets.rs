@@ -39,7 +39,11 @@ fn forms(secret: &str) -> Vec<String> {
         let text = BASE64.encode(format!("{before}{secret}"));
         text[(before.len() * 8).div_ceil(6)..text.len() - 4].to_owned()
     });
-    [vec![secret.to_owned(), secret.to_uppercase(), secret.to_lowercase(), bytes, hex], encoded.to_vec()].concat()
+    [
+        vec![secret.to_owned(), secret.to_uppercase(), secret.to_lowercase(), bytes, hex],
+        encoded.to_vec(),
+    ]
+    .concat()
 }
 
 /// That neither [`MARK`] nor any of `more` is in `text`.
@@ -62,12 +66,20 @@ fn telling() -> Component {
     let secret = format!("(call $put_config {})", quoted("SECRET"));
     let fail = on("fail", &format!("{secret} (call $err (i32.const 1) (call $out))"));
     let reject = on("reject", &format!("{secret} (call $err (i32.const 0) (call $out))"));
-    Component::with(BODY, &format!("{secret} {SAY_OUT} {fail} {reject} {} {}", on("trap", TRAP), unchanged(BODY)))
+    Component::with(
+        BODY,
+        &format!("{secret} {SAY_OUT} {fail} {reject} {} {}", on("trap", TRAP), unchanged(BODY)),
+    )
 }
 
 /// What is published on the failed subject about a message. The first one is published until the relay has it: at some
 /// levels nothing says that it is ready.
-async fn failure(client: &Client, failed: &mut Subscriber, payload: &'static str, is_first: bool) -> Message {
+async fn failure(
+    client: &Client,
+    failed: &mut Subscriber,
+    payload: &'static str,
+    is_first: bool,
+) -> Message {
     let subject = format!("cms.cache.{payload}");
     let again = if is_first { Duration::from_millis(200) } else { LIMIT };
     let published = async {
@@ -121,13 +133,23 @@ impl Destinations {
             reply
         })
         .await;
-        let redirects = Endpoint::start(|call| Reply::status(308).header("location", format!("http://{MARK}@h{}", call.path))).await;
-        let untrusted = Endpoint::tls(TlsListener::bind(strange.server(&here, &[])).await, |_| Reply::ok());
-        let distrusts = Endpoint::tls(TlsListener::bind(authority.server_for_clients(&here, &[])).await, |_| Reply::ok());
+        let redirects = Endpoint::start(|call| {
+            Reply::status(308).header("location", format!("http://{MARK}@h{}", call.path))
+        })
+        .await;
+        let untrusted =
+            Endpoint::tls(TlsListener::bind(strange.server(&here, &[])).await, |_| Reply::ok());
+        let distrusts = Endpoint::tls(
+            TlsListener::bind(authority.server_for_clients(&here, &[])).await,
+            |_| Reply::ok(),
+        );
         let garbage = echo(|text| format!("{text} {text}\r\n\r\n")).await;
         let phrase = echo(|text| format!("HTTP/1.1 400 {text}\r\ncontent-length: 0\r\n\r\n")).await;
         let proxy = echo(|text| format!("HTTP/1.1 407 {text}\r\ncontent-length: 0\r\n\r\n")).await;
-        let silent = raw(|_, mut stream| async move { while request(&mut stream).await.is_some() {} }.boxed()).await;
+        let silent = raw(|_, mut stream| {
+            async move { while request(&mut stream).await.is_some() {} }.boxed()
+        })
+        .await;
         let (bound, refused) = refusing();
         let all = [
             ("http", refused, "nothing listens on"),
@@ -140,11 +162,16 @@ impl Destinations {
             ("http", phrase, "answered 400"),
             ("http", silent, "no answer within"),
         ];
-        let all = all.map(|(scheme, port, error)| (scheme, format!("127.0.0.1:{port}"), error)).into_iter().chain([
-            ("http", "frontend.invalid".to_owned(), "cannot find the host"),
-            ("https", "frontend.example".to_owned(), "through the proxy"),
-        ]);
-        let all = all.map(|(scheme, host, error)| (format!("{scheme}://{MARK}:{MARK}@{host}/hook?secret={MARK}&{MARK}"), error));
+        let all = all
+            .map(|(scheme, port, error)| (scheme, format!("127.0.0.1:{port}"), error))
+            .into_iter()
+            .chain([
+                ("http", "frontend.invalid".to_owned(), "cannot find the host"),
+                ("https", "frontend.example".to_owned(), "through the proxy"),
+            ]);
+        let all = all.map(|(scheme, host, error)| {
+            (format!("{scheme}://{MARK}:{MARK}@{host}/hook?secret={MARK}&{MARK}"), error)
+        });
         let (urls, errors): (Vec<_>, _) = all.unzip();
         let identity = strange.client("relay");
         let kept = (vec![redirects, untrusted, distrusts], bound, strange);
@@ -166,7 +193,8 @@ async fn fail_in_every_way(level: &str, format: &str, stream: bool, to: &Destina
     let mut failed = subscribe(&client, "failed.cache.>").await;
     let folder = Folder::with(&[("telling", &telling())]);
     let key = folder.write("key", format!("-----BEGIN-----\n{MARK}\n-----END-----\n").as_bytes());
-    let webhook_secrets = ["old", "new"].map(|key| format!("whsec_{}", BASE64.encode(format!("{key} {MARK}"))));
+    let webhook_secrets =
+        ["old", "new"].map(|key| format!("whsec_{}", BASE64.encode(format!("{key} {MARK}"))));
     let proxy = format!("http://{MARK}:{MARK}@127.0.0.1:{}", to.proxy);
     let plugins = folder.all();
     let ca = to.authority.path();
@@ -192,9 +220,15 @@ async fn fail_in_every_way(level: &str, format: &str, stream: bool, to: &Destina
     let both = webhook_secrets.join(" ");
     let headers = format!("authorization=Bearer%20{MARK},x-key={MARK}");
     // User info of a URL is a login too, so only one of the two.
-    let urls = if stream { to.urls.replace(&format!("{MARK}:{MARK}@"), "") } else { to.urls.clone() };
+    let urls =
+        if stream { to.urls.replace(&format!("{MARK}:{MARK}@"), "") } else { to.urls.clone() };
     variables.extend(if stream {
-        vec![("NATS_STREAM", "CMS"), ("NATS_STREAM_CREATE", "true"), ("WEBHOOK_SECRET", &both), ("WEBHOOK_HEADERS", &headers)]
+        vec![
+            ("NATS_STREAM", "CMS"),
+            ("NATS_STREAM_CREATE", "true"),
+            ("WEBHOOK_SECRET", &both),
+            ("WEBHOOK_HEADERS", &headers),
+        ]
     } else {
         vec![("WEBHOOK_HEADERS", headers.split_once(',').unwrap().1)]
     });
@@ -224,7 +258,10 @@ async fn fail_in_every_way(level: &str, format: &str, stream: bool, to: &Destina
     relay.stop().await;
     let log = relay.log();
     assert_eq!(log.is_empty(), level == "off", "{what}: {log:#?}");
-    assert!(level == "off" || log.iter().any(|line| line.contains("***")), "{what}: the plugin's secret could have been there");
+    assert!(
+        level == "off" || log.iter().any(|line| line.contains("***")),
+        "{what}: the plugin's secret could have been there"
+    );
     [shown, log].concat().join("\n")
 }
 
@@ -237,7 +274,13 @@ async fn no_failure_shows_a_secret_at_any_level() {
         [false, true].map(|stream| {
             let (to, key) = (&to, &key);
             async move {
-                let shown = fail_in_every_way(level, FORMATS[(number + usize::from(stream)) % 3], stream, to).await;
+                let shown = fail_in_every_way(
+                    level,
+                    FORMATS[(number + usize::from(stream)) % 3],
+                    stream,
+                    to,
+                )
+                .await;
                 assert_hidden(&format!("{level}, stream: {stream}"), &shown, key);
             }
         })
@@ -245,8 +288,15 @@ async fn no_failure_shows_a_secret_at_any_level() {
     join_all(all).await;
     // They had the secrets, so they could have shown them.
     let calls = to.refuses.calls();
-    let call = |wanted: &str| calls.iter().any(|call| format!("{} {:?}", call.path, call.headers).contains(wanted));
-    for wanted in [&format!("secret={MARK}"), &format!("Bearer {MARK}"), &BASE64.encode(format!("{MARK}:{MARK}")), "webhook-signature"] {
+    let call = |wanted: &str| {
+        calls.iter().any(|call| format!("{} {:?}", call.path, call.headers).contains(wanted))
+    };
+    for wanted in [
+        &format!("secret={MARK}"),
+        &format!("Bearer {MARK}"),
+        &BASE64.encode(format!("{MARK}:{MARK}")),
+        "webhook-signature",
+    ] {
         assert!(call(wanted), "{wanted}: {calls:#?}");
     }
 }
@@ -263,13 +313,23 @@ async fn no_refused_login_shows_a_secret_at_any_level() {
     let passwords = NatsServer::with_config("authorization { user: a, password: b }");
     let tokens = NatsServer::with_config("authorization { token: a }");
     let jwts = operator.server();
-    let tls = NatsServer::with_config(&issued.tls(&format!("ca_file: \"{}\", verify: true", authority.path())));
-    let hang_up = raw(|_, mut stream| async move { drop(stream.write_all(b"-ERR\r\n").await) }.boxed()).await;
+    let tls = NatsServer::with_config(
+        &issued.tls(&format!("ca_file: \"{}\", verify: true", authority.path())),
+    );
+    let hang_up =
+        raw(|_, mut stream| async move { drop(stream.write_all(b"-ERR\r\n").await) }.boxed()).await;
     let (folder, files) = (TempDir::new().unwrap(), Folder::new());
-    let write = |name: &str, text: &str| files.write(name, text.as_bytes()).to_str().unwrap().to_owned();
+    let write =
+        |name: &str, text: &str| files.write(name, text.as_bytes()).to_str().unwrap().to_owned();
     let stranger_file = write("stranger.creds", &stranger.credentials());
-    let context = write("context.json", &json!({"url": passwords.url(), "user": MARK, "password": MARK}).to_string());
-    let mistaken = write("mistaken.json", &json!({"url": MARK, "user": [MARK], "tls_first": MARK, "nsc": MARK}).to_string());
+    let context = write(
+        "context.json",
+        &json!({"url": passwords.url(), "user": MARK, "password": MARK}).to_string(),
+    );
+    let mistaken = write(
+        "mistaken.json",
+        &json!({"url": MARK, "user": [MARK], "tls_first": MARK, "nsc": MARK}).to_string(),
+    );
     let broken = write("broken.json", &format!("{{\"password\": \"{MARK}\" \"{MARK}"));
     let with_password = |url: String| url.replace("//", &format!("//{MARK}:{MARK}@"));
     let ca = authority.path();
@@ -286,7 +346,12 @@ async fn no_refused_login_shows_a_secret_at_any_level() {
         (String::new(), vec![("NATS_CONTEXT", &broken)], "mistake"),
         (
             tls.url(),
-            vec![("NATS_TOKEN", MARK), ("NATS_CA", &ca), ("NATS_CERT", &relay.certificate), ("NATS_KEY", &relay.key)],
+            vec![
+                ("NATS_TOKEN", MARK),
+                ("NATS_CA", &ca),
+                ("NATS_CERT", &relay.certificate),
+                ("NATS_KEY", &relay.key),
+            ],
             "certificate",
         ),
         (with_password(passwords.url()).replace("nats:", "tls:"), vec![], "does not speak TLS"),
@@ -310,7 +375,10 @@ async fn no_refused_login_shows_a_secret_at_any_level() {
             let mut program = command(&folder, &all);
             program.arg("check");
             let (status, stdout, stderr) = finish(program);
-            assert!(!status.success() && stderr.contains(expected), "{level}: {expected}\n{stdout}{stderr}");
+            assert!(
+                !status.success() && stderr.contains(expected),
+                "{level}: {expected}\n{stdout}{stderr}"
+            );
             assert_hidden(&format!("{level}: {expected}"), &(stdout + &stderr), &more);
             // What waits for its server does not end by itself.
             if !["127.0.0.1", "127.0.0.1:1", "nats.invalid"].contains(expected) {

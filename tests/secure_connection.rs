@@ -56,9 +56,14 @@ fn assert_connects(host: &str, variables: Variables, secrets: &[&str]) -> String
 fn assert_refuses(host: &str, variables: Variables, secrets: &[&str], code: i32, parts: &[&str]) {
     let (found, output) = check(host, variables, secrets);
     assert_eq!(found, code, "{variables:?}: {output}");
-    let lines = output.lines().filter(|line| line.starts_with("  - ") || line.starts_with("nats-webhook-relay: ") && code == 1);
+    let lines = output.lines().filter(|line| {
+        line.starts_with("  - ") || line.starts_with("nats-webhook-relay: ") && code == 1
+    });
     let lines: Vec<_> = lines.collect();
-    assert!(lines.len() == 1 && parts.iter().all(|part| lines[0].contains(part)), "{variables:?}: {parts:?}\n{output}");
+    assert!(
+        lines.len() == 1 && parts.iter().all(|part| lines[0].contains(part)),
+        "{variables:?}: {parts:?}\n{output}"
+    );
 }
 
 fn write(folder: &TempDir, name: &str, text: &str) -> String {
@@ -99,7 +104,8 @@ async fn a_server_with_tls_is_reached_with_the_authority_of_a_file_or_of_the_sys
     let ca = authority.path();
     let plain_url = nats.url();
     let url = plain_url.replace("nats://", "tls://");
-    let observer = client(ConnectOptions::new().add_root_certificates(ca.clone().into()), &url).await;
+    let observer =
+        client(ConnectOptions::new().add_root_certificates(ca.clone().into()), &url).await;
     assert_relays(&observer, &url, &[("NATS_CA", &ca)]).await;
     // The server asks for TLS by itself.
     assert_connects(&plain_url, &[("NATS_CA", &ca)], &[]);
@@ -116,21 +122,39 @@ async fn with_mutual_tls_the_certificate_is_the_login() {
     let relay = authority.issue("relay", &[]);
     let ca = authority.path();
     let more = format!("ca_file: \"{ca}\", verify_and_map: true");
-    let nats = NatsServer::with_config(&format!("{}\nauthorization {{ users: [ {{ user: \"CN=relay\" }} ] }}", server.tls(&more)));
+    let nats = NatsServer::with_config(&format!(
+        "{}\nauthorization {{ users: [ {{ user: \"CN=relay\" }} ] }}",
+        server.tls(&more)
+    ));
     let (certificate, key) = (relay.certificate.as_str(), relay.key.as_str());
     let all = [("NATS_CA", ca.as_str()), ("NATS_CERT", certificate), ("NATS_KEY", key)];
     let options = ConnectOptions::new().add_root_certificates(ca.clone().into());
-    let observer = client(options.add_client_certificate(certificate.into(), key.into()), &nats.url()).await;
+    let observer =
+        client(options.add_client_certificate(certificate.into(), key.into()), &nats.url()).await;
     assert_relays(&observer, &nats.url(), &all).await;
 
     let other = authority.issue("other", &[]);
     let elsewhere = Authority::new();
     let unknown = elsewhere.issue("relay", &[]);
     let host = nats.url();
-    let with = |certificate, key| [("NATS_CA", ca.as_str()), ("NATS_CERT", certificate), ("NATS_KEY", key)];
+    let with = |certificate, key| {
+        [("NATS_CA", ca.as_str()), ("NATS_CERT", certificate), ("NATS_KEY", key)]
+    };
     assert_refuses(&host, &all[..1], &[], 1, &["set NATS_CERT and NATS_KEY"]);
-    assert_refuses(&host, &with(&other.certificate, &other.key), &[], 1, &["refused the login", "NATS_CERT"]);
-    assert_refuses(&host, &with(&unknown.certificate, &unknown.key), &[], 1, &["refused the certificate", &unknown.certificate]);
+    assert_refuses(
+        &host,
+        &with(&other.certificate, &other.key),
+        &[],
+        1,
+        &["refused the login", "NATS_CERT"],
+    );
+    assert_refuses(
+        &host,
+        &with(&unknown.certificate, &unknown.key),
+        &[],
+        1,
+        &["refused the certificate", &unknown.certificate],
+    );
     assert_refuses(
         &host,
         &with(certificate, &other.key),
@@ -150,7 +174,13 @@ async fn a_server_that_shakes_hands_first_is_reached_so() {
     let ca = authority.path();
     let first = [("NATS_CA", ca.as_str()), ("NATS_TLS_FIRST", "true")];
     assert_connects(&nats.url(), &first, &[]);
-    assert_refuses(&nats.url(), &first[..1], &[], 1, &["without a greeting", "NATS_TLS_FIRST=true"]);
+    assert_refuses(
+        &nats.url(),
+        &first[..1],
+        &[],
+        1,
+        &["without a greeting", "NATS_TLS_FIRST=true"],
+    );
 
     let later = NatsServer::with_config(&server.tls(""));
     assert_refuses(&later.url(), &first, &[], 1, &["without TLS at first", "NATS_TLS_FIRST"]);
@@ -158,23 +188,42 @@ async fn a_server_that_shakes_hands_first_is_reached_so() {
 
 #[tokio::test]
 async fn a_certificate_that_can_not_be_trusted_is_told_by_what_is_wrong_with_it() {
-    let (authority, other, namesake) = (Authority::called("Twin"), Authority::new(), Authority::called("Twin"));
+    let (authority, other, namesake) =
+        (Authority::called("Twin"), Authority::new(), Authority::called("Twin"));
     let (ca, other_ca) = (authority.path(), other.path());
     let known = [("NATS_CA", ca.as_str())];
     let server = |issued: support::authority::Issued| NatsServer::with_config(&issued.tls(""));
     let url = |nats: &NatsServer| nats.url().replace("nats://", "tls://");
 
     let nats = server(authority.issue("server", &["127.0.0.1"]));
-    assert_refuses(&url(&nats), &[("NATS_CA", &other_ca)], &[], 1, &["authority that is not in", &other_ca, "NATS_CA"]);
+    assert_refuses(
+        &url(&nats),
+        &[("NATS_CA", &other_ca)],
+        &[],
+        1,
+        &["authority that is not in", &other_ca, "NATS_CA"],
+    );
     let namesake = namesake.path();
-    assert_refuses(&url(&nats), &[("NATS_CA", &namesake)], &[], 1, &["authority that is not in", &namesake]);
+    assert_refuses(
+        &url(&nats),
+        &[("NATS_CA", &namesake)],
+        &[],
+        1,
+        &["authority that is not in", &namesake],
+    );
     let trust_nobody = [("SSL_CERT_FILE", other_ca.as_str())];
     assert_refuses(&url(&nats), &trust_nobody, &[], 1, &["does not know", "set NATS_CA"]);
     // The same where only the server asks for TLS.
     assert_refuses(&nats.url(), &trust_nobody, &[], 1, &["does not know", "set NATS_CA"]);
 
     let nats = server(authority.issue("elsewhere", &["nats.example", "10.0.0.1"]));
-    assert_refuses(&url(&nats), &known, &[], 1, &["certificate for another host", "nats.example", "10.0.0.1"]);
+    assert_refuses(
+        &url(&nats),
+        &known,
+        &[],
+        1,
+        &["certificate for another host", "nats.example", "10.0.0.1"],
+    );
     let nats = server(authority.expired());
     assert_refuses(&url(&nats), &known, &[], 1, &["has expired", "renew"]);
 }
@@ -195,7 +244,13 @@ async fn tls_is_never_left_out_where_it_was_asked_for() {
     ] {
         assert_refuses(host, variables, &[], 1, &["does not speak TLS", "127.0.0.1:"]);
     }
-    assert_refuses(&nats.websocket_url(), &[("NATS_CA", &ca)], &[], 64, &["NATS_CA: is about TLS, and ws:// is a connection without"]);
+    assert_refuses(
+        &nats.websocket_url(),
+        &[("NATS_CA", &ca)],
+        &[],
+        64,
+        &["NATS_CA: is about TLS, and ws:// is a connection without"],
+    );
     // In the relay itself as in the check: it ends instead of waiting for ever.
     let mut relay = Relay::spawn(&tls, "http://127.0.0.1:9/", &[]);
     assert_eq!(relay.exit().await.code(), Some(1));
@@ -208,9 +263,21 @@ async fn a_tls_file_that_is_none_is_told_at_once_with_its_variable() {
     let issued = authority.issue("relay", &[]);
     let folder = TempDir::new().unwrap();
     let text = write(&folder, "text.pem", "hunter2");
-    let broken = write(&folder, "broken.pem", "-----BEGIN CERTIFICATE-----\nhunter2\n-----END CERTIFICATE-----\n");
-    let no_authority = write(&folder, "no.pem", "-----BEGIN CERTIFICATE-----\naHVudGVy\n-----END CERTIFICATE-----\n");
-    let locked = write(&folder, "locked.pem", "-----BEGIN ENCRYPTED PRIVATE KEY-----\naHVudGVy\n-----END ENCRYPTED PRIVATE KEY-----\n");
+    let broken = write(
+        &folder,
+        "broken.pem",
+        "-----BEGIN CERTIFICATE-----\nhunter2\n-----END CERTIFICATE-----\n",
+    );
+    let no_authority = write(
+        &folder,
+        "no.pem",
+        "-----BEGIN CERTIFICATE-----\naHVudGVy\n-----END CERTIFICATE-----\n",
+    );
+    let locked = write(
+        &folder,
+        "locked.pem",
+        "-----BEGIN ENCRYPTED PRIVATE KEY-----\naHVudGVy\n-----END ENCRYPTED PRIVATE KEY-----\n",
+    );
     let pasted = std::fs::read_to_string(&issued.key).unwrap();
     let none = "/none/here.pem";
     let host = "nats://127.0.0.1:1";
@@ -222,11 +289,26 @@ async fn a_tls_file_that_is_none_is_told_at_once_with_its_variable() {
         (&[("NATS_CA", &no_authority)], &["NATS_CA: ", "certificate 1 in "]),
         (&[("NATS_CA", &issued.key)], &["NATS_CA: ", "has no certificate"]),
         (&[("NATS_CA", &pasted)], &["NATS_CA: expected the path of a PEM file, not its content"]),
-        (&[("NATS_CERT", none), ("NATS_KEY", &issued.key)], &["NATS_CERT: cannot read /none/here.pem"]),
-        (&[("NATS_CERT", &issued.certificate), ("NATS_KEY", none)], &["NATS_KEY: cannot read the file"]),
-        (&[("NATS_CERT", &issued.certificate), ("NATS_KEY", &locked)], &["NATS_KEY: ", "is encrypted", "password"]),
-        (&[("NATS_CERT", &issued.certificate), ("NATS_KEY", &pasted)], &["NATS_KEY: expected the path"]),
-        (&[("NATS_CERT", &issued.key), ("NATS_KEY", &issued.key)], &["NATS_CERT: ", "has no certificate"]),
+        (
+            &[("NATS_CERT", none), ("NATS_KEY", &issued.key)],
+            &["NATS_CERT: cannot read /none/here.pem"],
+        ),
+        (
+            &[("NATS_CERT", &issued.certificate), ("NATS_KEY", none)],
+            &["NATS_KEY: cannot read the file"],
+        ),
+        (
+            &[("NATS_CERT", &issued.certificate), ("NATS_KEY", &locked)],
+            &["NATS_KEY: ", "is encrypted", "password"],
+        ),
+        (
+            &[("NATS_CERT", &issued.certificate), ("NATS_KEY", &pasted)],
+            &["NATS_KEY: expected the path"],
+        ),
+        (
+            &[("NATS_CERT", &issued.key), ("NATS_KEY", &issued.key)],
+            &["NATS_CERT: ", "has no certificate"],
+        ),
         (&[("NATS_TLS_FIRST", "yes")], &["NATS_TLS_FIRST: expected true or false, not \"yes\""]),
     ] {
         assert_refuses(host, variables, &[body], 64, parts);
@@ -240,7 +322,12 @@ async fn a_renewed_authority_is_read_at_the_next_connection() {
     let mut nats = NatsServer::with_config(&issued.tls(""));
     let folder = TempDir::new().unwrap();
     let ca = write(&folder, "ca.pem", &std::fs::read_to_string(old.path()).unwrap());
-    let relay = Relay::start(&nats.url(), "http://127.0.0.1:9/", &[("NATS_CA", &ca), ("HTTP_LISTEN", "127.0.0.1:0")]).await;
+    let relay = Relay::start(
+        &nats.url(),
+        "http://127.0.0.1:9/",
+        &[("NATS_CA", &ca), ("HTTP_LISTEN", "127.0.0.1:0")],
+    )
+    .await;
     nats.kill();
     let renewed = new.issue("server", &["127.0.0.1"]);
     std::fs::copy(&renewed.certificate, &issued.certificate).unwrap();
@@ -263,14 +350,21 @@ async fn a_server_that_a_cluster_tells_of_takes_over_with_tls() {
     let observer = client(options, &format!("tls://127.0.0.1:{}", ports[2])).await;
     let mut relayed = subscribe(&observer, "relayed.cache.>").await;
     let endpoint = Endpoint::ok().await;
-    let mut relay = Relay::start(&format!("tls://localhost:{}", ports[0]), &endpoint.url(), &[("NATS_CA", &ca)]).await;
+    let mut relay = Relay::start(
+        &format!("tls://localhost:{}", ports[0]),
+        &endpoint.url(),
+        &[("NATS_CA", &ca)],
+    )
+    .await;
     cluster.nodes()[0].kill();
     relay.logged("reconnected to NATS").await;
     // The others have to hear of the subscription.
     let passes = async {
         loop {
             observer.publish("cms.cache.a", "1".into()).await.unwrap();
-            if let Ok(message) = tokio::time::timeout(Duration::from_millis(200), relayed.next()).await {
+            if let Ok(message) =
+                tokio::time::timeout(Duration::from_millis(200), relayed.next()).await
+            {
                 return message.unwrap();
             }
         }
@@ -284,9 +378,10 @@ async fn a_server_that_a_cluster_tells_of_is_refused_without_tls_or_the_right_ce
     let authority = Authority::new();
     let config = authority.issue("server", &["localhost"]).tls("");
     let ca = authority.path();
-    for (other, expected) in
-        [(config.clone(), "invalid peer certificate: certificate not valid for name"), (String::new(), "does not speak TLS")]
-    {
+    for (other, expected) in [
+        (config.clone(), "invalid peer certificate: certificate not valid for name"),
+        (String::new(), "does not speak TLS"),
+    ] {
         let mut cluster = Cluster::telling(&[config.clone(), other]).await;
         let [known, told] = cluster.ports()[..] else { panic!("two nodes") };
         let host = format!("tls://localhost:{known}");
@@ -312,18 +407,29 @@ async fn web_sockets_work_with_and_without_tls_and_login() {
         (server.tls(""), &[("NATS_CA", ca.as_str())]),
         (server.tls(""), &[("SSL_CERT_FILE", ca.as_str())]),
     ] {
-        let open = NatsServer::with_config(&format!("websocket {{ host: 127.0.0.1, port: -1, {config} }}"));
+        let open = NatsServer::with_config(&format!(
+            "websocket {{ host: 127.0.0.1, port: -1, {config} }}"
+        ));
         assert_relays(&open.client().await, &open.websocket_url(), variables).await;
 
         let users = "authorization { user: relay, password: \"hunter2/x\" }";
-        let closed = NatsServer::with_config(&format!("websocket {{ host: 127.0.0.1, port: -1, {config} }}\n{users}"));
+        let closed = NatsServer::with_config(&format!(
+            "websocket {{ host: 127.0.0.1, port: -1, {config} }}\n{users}"
+        ));
         let url = closed.websocket_url();
         let with_login = url.replace("://", "://relay:hunter2%2Fx@");
         assert_connects(&with_login, variables, &[]);
-        assert_connects(&url, &[variables, &[("NATS_USER", "relay"), ("NATS_PASS", "hunter2/x")]].concat(), &[]);
+        assert_connects(
+            &url,
+            &[variables, &[("NATS_USER", "relay"), ("NATS_PASS", "hunter2/x")]].concat(),
+            &[],
+        );
         assert_refuses(&url, variables, &[], 1, &["refused the login"]);
     }
-    let wss = NatsServer::with_config(&format!("websocket {{ host: 127.0.0.1, port: -1, {} }}", server.tls("")));
+    let wss = NatsServer::with_config(&format!(
+        "websocket {{ host: 127.0.0.1, port: -1, {} }}",
+        server.tls("")
+    ));
     let url = wss.websocket_url();
     let other = Authority::new();
     assert_refuses(&url, &[("NATS_CA", &other.path())], &[], 1, &["authority that is not in"]);
@@ -339,19 +445,37 @@ async fn a_token_opens_the_server() {
     let file = write(&folder, "token", "hunter2/x\n");
     assert_connects(&nats.url(), &[("NATS_TOKEN", "hunter2/x")], &[]);
     assert_connects(&nats.url(), &[("NATS_TOKEN_FILE", &file)], &[]);
-    assert_refuses(&nats.url(), &[("NATS_TOKEN", "hunter2-wrong")], &[], 1, &["refused the login", "NATS_TOKEN"]);
+    assert_refuses(
+        &nats.url(),
+        &[("NATS_TOKEN", "hunter2-wrong")],
+        &[],
+        1,
+        &["refused the login", "NATS_TOKEN"],
+    );
 }
 
 #[tokio::test]
 async fn an_nkey_opens_the_server_from_a_file_or_as_the_seed_itself() {
     let user = KeyPair::new_user();
     let seed = user.seed().unwrap();
-    let nats = NatsServer::with_config(&format!("authorization {{ users: [ {{ nkey: {} }} ] }}", user.public_key()));
+    let nats = NatsServer::with_config(&format!(
+        "authorization {{ users: [ {{ nkey: {} }} ] }}",
+        user.public_key()
+    ));
     let folder = TempDir::new().unwrap();
     let plain = write(&folder, "user.nk", &format!("{seed}\n"));
-    let decorated = write(&folder, "user.pem", &format!("-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"));
+    let decorated = write(
+        &folder,
+        "user.pem",
+        &format!("-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"),
+    );
     let host = nats.url();
-    for variable in [("NATS_NKEY", plain.as_str()), ("NATS_NKEY", &decorated), ("NATS_NKEY", &seed), ("NATS_NKEY_FILE", &plain)] {
+    for variable in [
+        ("NATS_NKEY", plain.as_str()),
+        ("NATS_NKEY", &decorated),
+        ("NATS_NKEY", &seed),
+        ("NATS_NKEY_FILE", &plain),
+    ] {
         assert_connects(&host, &[variable], &[&seed]);
     }
     let observer = client(ConnectOptions::with_nkey(seed.clone()), &host).await;
@@ -369,7 +493,13 @@ async fn an_nkey_opens_the_server_from_a_file_or_as_the_seed_itself() {
         (&write(&folder, "text", SECRET), 64, "NATS_NKEY: holds no valid seed"),
         ("/none/hunter2", 64, "NATS_NKEY: cannot read the file that it names: No such file"),
     ] {
-        assert_refuses(&host, &[("NATS_NKEY", value)], &[&seed[1..57], &other, &account], code, &[part]);
+        assert_refuses(
+            &host,
+            &[("NATS_NKEY", value)],
+            &[&seed[1..57], &other, &account],
+            code,
+            &[part],
+        );
     }
 }
 
@@ -415,7 +545,8 @@ async fn credentials_that_can_not_work_are_told_by_what_is_wrong_with_them() {
     let expired = operator.user_with(json!({"exp": 1_700_000_000}), json!({}));
     let folder = TempDir::new().unwrap();
     let host = nats.url();
-    let secrets = [&user, &stranger, &expired].map(|user| [user.jwt.as_str(), user.seed.as_str()]).concat();
+    let secrets =
+        [&user, &stranger, &expired].map(|user| [user.jwt.as_str(), user.seed.as_str()]).concat();
     let creds = |name: &str, text: &str| write(&folder, name, text);
     let foreign = User { jwt: user.jwt.clone(), seed: stranger.seed.clone() };
     let without_seed = user.credentials().replace(&user.seed, "");
@@ -426,19 +557,55 @@ async fn credentials_that_can_not_work_are_told_by_what_is_wrong_with_them() {
             1,
             &["refused the login", "expired at 2023-11-14T22:13:20Z", "renew NATS_CREDS"][..],
         ),
-        (&[("NATS_JWT", &expired.jwt), ("NATS_SEED", &expired.seed)], 1, &["expired at 2023-11-14T22:13:20Z", "NATS_JWT"]),
-        (&[("NATS_CREDS", &creds("stranger", &stranger.credentials()))], 1, &["refused the login: check NATS_CREDS"]),
-        (&[("NATS_CREDS", "/none/hunter2")], 64, &["NATS_CREDS: cannot read the file that it names: No such file"]),
-        (&[("NATS_CREDS_FILE", "/none/here")], 64, &["NATS_CREDS_FILE: cannot read the file that it names: No such file"]),
+        (
+            &[("NATS_JWT", &expired.jwt), ("NATS_SEED", &expired.seed)],
+            1,
+            &["expired at 2023-11-14T22:13:20Z", "NATS_JWT"],
+        ),
+        (
+            &[("NATS_CREDS", &creds("stranger", &stranger.credentials()))],
+            1,
+            &["refused the login: check NATS_CREDS"],
+        ),
+        (
+            &[("NATS_CREDS", "/none/hunter2")],
+            64,
+            &["NATS_CREDS: cannot read the file that it names: No such file"],
+        ),
+        (
+            &[("NATS_CREDS_FILE", "/none/here")],
+            64,
+            &["NATS_CREDS_FILE: cannot read the file that it names: No such file"],
+        ),
         (&[("NATS_CREDS", &creds("text", SECRET))], 64, &["NATS_CREDS: holds no"]),
-        (&[("NATS_CREDS", &creds("seedless", &without_seed))], 64, &["NATS_CREDS: holds no valid seed"]),
+        (
+            &[("NATS_CREDS", &creds("seedless", &without_seed))],
+            64,
+            &["NATS_CREDS: holds no valid seed"],
+        ),
         (&[("NATS_CREDS", &creds("jwtless", &without_jwt))], 64, &["NATS_CREDS: holds no JWT"]),
-        (&[("NATS_CREDS", &creds("foreign", &foreign.credentials()))], 64, &["NATS_CREDS: the seed is not that of the user"]),
+        (
+            &[("NATS_CREDS", &creds("foreign", &foreign.credentials()))],
+            64,
+            &["NATS_CREDS: the seed is not that of the user"],
+        ),
         (&[("NATS_CREDS", &without_jwt)], 64, &["NATS_CREDS: holds no JWT"]),
         (&[("NATS_JWT", &user.jwt)], 64, &["NATS_SEED: the JWT needs its seed"]),
-        (&[("NATS_JWT", &user.jwt), ("NATS_SEED", &stranger.seed)], 64, &["NATS_SEED: the seed is not that of the user"]),
-        (&[("NATS_JWT", &user.jwt), ("NATS_SEED", "SUhunter2")], 64, &["NATS_SEED: holds no valid seed"]),
-        (&[("NATS_JWT", "eyJ.hunter2.x"), ("NATS_SEED", &user.seed)], 64, &["NATS_JWT: holds a JWT that cannot be read"]),
+        (
+            &[("NATS_JWT", &user.jwt), ("NATS_SEED", &stranger.seed)],
+            64,
+            &["NATS_SEED: the seed is not that of the user"],
+        ),
+        (
+            &[("NATS_JWT", &user.jwt), ("NATS_SEED", "SUhunter2")],
+            64,
+            &["NATS_SEED: holds no valid seed"],
+        ),
+        (
+            &[("NATS_JWT", "eyJ.hunter2.x"), ("NATS_SEED", &user.seed)],
+            64,
+            &["NATS_JWT: holds a JWT that cannot be read"],
+        ),
         (&[("NATS_SEED", &user.seed)], 64, &["NATS_SEED: set without NATS_JWT"]),
     ] {
         assert_refuses(&host, variables, &secrets, code, parts);
@@ -462,11 +629,23 @@ async fn two_ways_to_log_in_are_one_too_many() {
             let mut variables = vec![*first, *second];
             variables.extend((second.0 == "NATS_JWT").then_some(("NATS_SEED", user.seed.as_str())));
             let expected = format!("{}: {} is set too", second.0, first.0);
-            assert_refuses("nats://127.0.0.1:1", &variables, &[&user.seed, &seed], 64, &[&expected, "unset one"]);
+            assert_refuses(
+                "nats://127.0.0.1:1",
+                &variables,
+                &[&user.seed, &seed],
+                64,
+                &[&expected, "unset one"],
+            );
         }
         if first.0 != "NATS_USER" && first.0 != "NATS_JWT" {
             let expected = format!("{}: the URL in NATS_HOST has a login too", first.0);
-            assert_refuses("nats://me:hunter2@127.0.0.1:1", &[*first], &[&user.seed, &seed], 64, &[&expected]);
+            assert_refuses(
+                "nats://me:hunter2@127.0.0.1:1",
+                &[*first],
+                &[&user.seed, &seed],
+                64,
+                &[&expected],
+            );
         }
     }
 }
@@ -495,7 +674,8 @@ async fn renewed_credentials_are_used_at_the_next_connection() {
 }
 
 #[tokio::test]
-async fn exactly_the_documented_permissions_are_enough_for_an_operators_user_with_an_inbox_of_its_own() {
+async fn exactly_the_documented_permissions_are_enough_for_an_operators_user_with_an_inbox_of_its_own()
+ {
     let operator = Operator::new();
     let nats = operator.server();
     let permissions = json!({
@@ -503,17 +683,28 @@ async fn exactly_the_documented_permissions_are_enough_for_an_operators_user_wit
         "pub": {"allow": ["relayed.cache.>", "failed.cache.>", "_INBOX_relay.>"]},
     });
     let user = operator.user_with(json!({}), permissions);
-    let endpoint = Endpoint::start(|call| Reply::status(if call.subject() == "cms.cache.b" { 400 } else { 200 })).await;
+    let endpoint = Endpoint::start(|call| {
+        Reply::status(if call.subject() == "cms.cache.b" { 400 } else { 200 })
+    })
+    .await;
     let observer = client_of(&operator.user(), &nats).await;
     let mut messages = subscribe(&observer, "*.cache.>").await;
     let credentials = user.credentials();
-    let variables =
-        [("NATS_CREDS", credentials.as_str()), ("NATS_FAILED_SUBJECT_PREFIX", "failed.cache"), ("NATS_INBOX_PREFIX", "_INBOX_relay")];
+    let variables = [
+        ("NATS_CREDS", credentials.as_str()),
+        ("NATS_FAILED_SUBJECT_PREFIX", "failed.cache"),
+        ("NATS_INBOX_PREFIX", "_INBOX_relay"),
+    ];
     let mut relay = Relay::start(&nats.url(), &endpoint.url(), &variables).await;
-    for (subject, outcome) in [("cms.cache.a", "relayed.cache.a"), ("cms.cache.b", "failed.cache.b")] {
+    for (subject, outcome) in
+        [("cms.cache.a", "relayed.cache.a"), ("cms.cache.b", "failed.cache.b")]
+    {
         observer.publish(subject, "1".into()).await.unwrap();
         for expected in [subject, outcome] {
-            assert_eq!(within("a message", messages.next()).await.unwrap().subject.as_str(), expected);
+            assert_eq!(
+                within("a message", messages.next()).await.unwrap().subject.as_str(),
+                expected
+            );
         }
     }
     assert!(relay.stop().await.success());
@@ -522,7 +713,12 @@ async fn exactly_the_documented_permissions_are_enough_for_an_operators_user_wit
     // The usual inbox is not allowed to it, and the relay names the one that it uses.
     let mut relay = Relay::start(&nats.url(), &endpoint.url(), &variables[..2]).await;
     assert!(relay.stop().await.success());
-    assert_eq!(relay.lines("may not publish and subscribe on _INBOX.>").len(), 1, "{:?}", relay.log());
+    assert_eq!(
+        relay.lines("may not publish and subscribe on _INBOX.>").len(),
+        1,
+        "{:?}",
+        relay.log()
+    );
 }
 
 // Contexts
@@ -544,14 +740,18 @@ async fn a_context_says_where_to_connect_and_how_to_log_in() {
     let user = operator.user();
     let key = KeyPair::new_user();
     let (seed, public) = (key.seed().unwrap(), key.public_key());
-    let with_password = NatsServer::with_config("authorization { user: relay, password: \"hunter2/x\" }");
+    let with_password =
+        NatsServer::with_config("authorization { user: relay, password: \"hunter2/x\" }");
     let with_token = NatsServer::with_config("authorization { token: hunter2 }");
-    let with_nkey = NatsServer::with_config(&format!("authorization {{ users: [ {{ nkey: {public} }} ] }}"));
+    let with_nkey =
+        NatsServer::with_config(&format!("authorization {{ users: [ {{ nkey: {public} }} ] }}"));
     let authority = Authority::new();
     let server = authority.issue("server", &["127.0.0.1"]);
     let relay = authority.issue("relay", &[]);
     let ca = authority.path();
-    let with_tls = NatsServer::with_config(&server.tls(&format!("handshake_first: true, verify: true, ca_file: \"{ca}\"")));
+    let with_tls = NatsServer::with_config(
+        &server.tls(&format!("handshake_first: true, verify: true, ca_file: \"{ca}\"")),
+    );
     let files = TempDir::new().unwrap();
     let creds = write(&files, "user.creds", &user.credentials());
     write(&files, "user.nk", &seed);
@@ -565,7 +765,10 @@ async fn a_context_says_where_to_connect_and_how_to_log_in() {
     for (nats, fields) in [
         (&with_password, json!({"user": "relay", "password": "hunter2/x"})),
         (&with_password, json!({"url": in_url})),
-        (&with_password, json!({"user": "relay", "password": "env://PASSWORD", "description": "x", "color_scheme": ""})),
+        (
+            &with_password,
+            json!({"user": "relay", "password": "env://PASSWORD", "description": "x", "color_scheme": ""}),
+        ),
         (&with_token, json!({"token": "hunter2"})),
         (&with_token, json!({"token": format!("file://{home}/token")})),
         (&with_operator, json!({"creds": creds})),
@@ -578,7 +781,10 @@ async fn a_context_says_where_to_connect_and_how_to_log_in() {
         (&with_operator, json!({"user_jwt": user.jwt, "user_seed": user.seed})),
         (&with_operator, json!({"user_jwt": "env://JWT", "user_seed": "env://SEED"})),
         (&with_nkey, json!({"nkey": "~/user.nk"})),
-        (&with_tls, json!({"ca": ca, "cert": relay.certificate, "key": relay.key, "tls_first": true})),
+        (
+            &with_tls,
+            json!({"ca": ca, "cert": relay.certificate, "key": relay.key, "tls_first": true}),
+        ),
     ] {
         let mut all = json!({"url": nats.url()});
         all.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
@@ -597,7 +803,8 @@ async fn a_context_says_where_to_connect_and_how_to_log_in() {
         let file = folder.path().join("nats/context/ngs.prod.json");
         let file = file.to_str().unwrap();
         for context in [&[][..], &[("NATS_CONTEXT", "ngs.prod")], &[("NATS_CONTEXT", file)]] {
-            let output = assert_connects("", &[&environment[..], &[xdg], context].concat(), &secrets);
+            let output =
+                assert_connects("", &[&environment[..], &[xdg], context].concat(), &secrets);
             assert!(output.contains("uses          context") && output.contains(file), "{output}");
         }
     }
@@ -611,9 +818,16 @@ async fn the_selected_context_is_named_at_the_start_and_counts_only_without_a_se
     let mut relay = Relay::start("", "http://127.0.0.1:9/", &[xdg]).await;
     assert!(relay.stop().await.success());
     let line = relay.lines("context of the nats command line");
-    assert!(line.len() == 1 && line[0].contains("INFO") && line[0].contains("context prod ("), "{line:?}");
+    assert!(
+        line.len() == 1 && line[0].contains("INFO") && line[0].contains("context prod ("),
+        "{line:?}"
+    );
 
-    let elsewhere = context("prod", &json!({"url": "nats://127.0.0.1:1", "user": "x", "socks_proxy": "socks5://h"}), true);
+    let elsewhere = context(
+        "prod",
+        &json!({"url": "nats://127.0.0.1:1", "user": "x", "socks_proxy": "socks5://h"}),
+        true,
+    );
     let xdg = ("XDG_CONFIG_HOME", elsewhere.path().to_str().unwrap());
     for host in ["NATS_HOST", "NATS_URL", "NATS_ADDRESS"] {
         let output = assert_connects("", &[xdg, (host, &nats.url())], &[]);
@@ -633,18 +847,46 @@ async fn what_is_set_wins_over_the_context_field_by_field() {
     let ca = authority.path();
     let wrong = Authority::new();
     for (fields, variables) in [
-        (json!({"url": "nats://127.0.0.1:1", "user": "relay", "password": SECRET}), &[("NATS_HOST", with_password.url())][..]),
-        (json!({"url": with_password.url(), "user": "relay", "password": "other"}), &[("NATS_PASS", SECRET.to_owned())]),
-        (json!({"url": with_password.url(), "user": "other", "password": SECRET}), &[("NATS_USER", "relay".to_owned())]),
-        (json!({"url": with_operator.url(), "user": "other", "token": "x"}), &[("NATS_CREDS", credentials.clone())]),
-        (json!({"url": with_operator.url(), "nsc": "nsc://o/a/u"}), &[("NATS_CREDS", credentials.clone())]),
-        (json!({"url": with_operator.url(), "creds": "/none"}), &[("NATS_JWT", user.jwt.clone()), ("NATS_SEED", user.seed.clone())]),
-        (json!({"url": with_operator.url(), "user_jwt": user.jwt}), &[("NATS_SEED", user.seed.clone())]),
-        (json!({"url": "nats://127.0.0.1:1", "creds": "/none"}), &[("NATS_HOST", with_password.url().replace("://", "://relay:hunter2@"))]),
-        (json!({"url": with_tls.url(), "ca": wrong.path(), "tls_first": true}), &[("NATS_CA", ca), ("NATS_TLS_FIRST", "false".to_owned())]),
+        (
+            json!({"url": "nats://127.0.0.1:1", "user": "relay", "password": SECRET}),
+            &[("NATS_HOST", with_password.url())][..],
+        ),
+        (
+            json!({"url": with_password.url(), "user": "relay", "password": "other"}),
+            &[("NATS_PASS", SECRET.to_owned())],
+        ),
+        (
+            json!({"url": with_password.url(), "user": "other", "password": SECRET}),
+            &[("NATS_USER", "relay".to_owned())],
+        ),
+        (
+            json!({"url": with_operator.url(), "user": "other", "token": "x"}),
+            &[("NATS_CREDS", credentials.clone())],
+        ),
+        (
+            json!({"url": with_operator.url(), "nsc": "nsc://o/a/u"}),
+            &[("NATS_CREDS", credentials.clone())],
+        ),
+        (
+            json!({"url": with_operator.url(), "creds": "/none"}),
+            &[("NATS_JWT", user.jwt.clone()), ("NATS_SEED", user.seed.clone())],
+        ),
+        (
+            json!({"url": with_operator.url(), "user_jwt": user.jwt}),
+            &[("NATS_SEED", user.seed.clone())],
+        ),
+        (
+            json!({"url": "nats://127.0.0.1:1", "creds": "/none"}),
+            &[("NATS_HOST", with_password.url().replace("://", "://relay:hunter2@"))],
+        ),
+        (
+            json!({"url": with_tls.url(), "ca": wrong.path(), "tls_first": true}),
+            &[("NATS_CA", ca), ("NATS_TLS_FIRST", "false".to_owned())],
+        ),
     ] {
         let folder = context("prod", &fields, false);
-        let mut all = vec![("XDG_CONFIG_HOME", folder.path().to_str().unwrap()), ("NATS_CONTEXT", "prod")];
+        let mut all =
+            vec![("XDG_CONFIG_HOME", folder.path().to_str().unwrap()), ("NATS_CONTEXT", "prod")];
         all.extend(variables.iter().map(|(name, value)| (*name, value.as_str())));
         assert_connects("", &all, &[&user.seed]);
     }
@@ -655,21 +897,33 @@ async fn a_context_brings_its_inbox_and_its_jetstream() {
     let users = r#"authorization { users: [ { user: admin, password: pw }, { user: relay, password: pw, permissions: {
         subscribe: ["cms.cache.>", "mine.in.>"], publish: ["relayed.cache.>", "mine.in.>"] } } ] }"#;
     let nats = NatsServer::with_config(users);
-    let fields = json!({"url": nats.url(), "user": "relay", "password": "pw", "inbox_prefix": "mine.in"});
+    let fields =
+        json!({"url": nats.url(), "user": "relay", "password": "pw", "inbox_prefix": "mine.in"});
     let folder = context("prod", &fields, false);
-    let variables = [("XDG_CONFIG_HOME", folder.path().to_str().unwrap()), ("NATS_CONTEXT", "prod")];
+    let variables =
+        [("XDG_CONFIG_HOME", folder.path().to_str().unwrap()), ("NATS_CONTEXT", "prod")];
     assert_relays(&nats.client_as("admin", "pw").await, "", &variables).await;
 
     let hub = NatsServer::with_config("jetstream { domain: hub }");
-    let stream =
-        async_nats::jetstream::stream::Config { name: "CMS".to_owned(), subjects: vec!["cms.cache.>".to_owned()], ..Default::default() };
-    async_nats::jetstream::with_domain(hub.client().await, "hub").create_stream(stream).await.unwrap();
+    let stream = async_nats::jetstream::stream::Config {
+        name: "CMS".to_owned(),
+        subjects: vec!["cms.cache.>".to_owned()],
+        ..Default::default()
+    };
+    async_nats::jetstream::with_domain(hub.client().await, "hub")
+        .create_stream(stream)
+        .await
+        .unwrap();
     for (fields, more, code) in [
         (json!({"jetstream_domain": "hub"}), &[][..], 0),
         (json!({"jetstream_api_prefix": "$JS.hub.API"}), &[], 0),
         (json!({"jetstream_api_prefix": "$JS.none.API", "jetstream_domain": "hub"}), &[], 0),
         (json!({"jetstream_domain": "none"}), &[("NATS_JETSTREAM_DOMAIN", "hub")], 0),
-        (json!({"jetstream_api_prefix": "$JS.none.API"}), &[("NATS_JETSTREAM_API_PREFIX", "$JS.hub.API")], 0),
+        (
+            json!({"jetstream_api_prefix": "$JS.none.API"}),
+            &[("NATS_JETSTREAM_API_PREFIX", "$JS.hub.API")],
+            0,
+        ),
         (json!({"jetstream_domain": "none"}), &[], 1),
         (json!({"jetstream_domain": "a.b"}), &[], 64),
         (json!({"inbox_prefix": "a.*"}), &[], 64),
@@ -690,20 +944,44 @@ async fn a_context_that_can_not_be_used_is_one_mistake_that_names_it() {
     for (fields, parts) in [
         (json!({"url": "http://hunter2@h"}), &["url: expected server URLs"][..]),
         (json!({"url": 1}), &["url: expected a text"]),
-        (json!({"url": url, "socks_proxy": "socks5://u:hunter2@h"}), &["socks_proxy: a proxy is not supported"]),
+        (
+            json!({"url": url, "socks_proxy": "socks5://u:hunter2@h"}),
+            &["socks_proxy: a proxy is not supported"],
+        ),
         (json!({"url": url, "nsc": "nsc://o/a/hunter2"}), &["nsc: is not supported", "NATS_CREDS"]),
         (json!({"url": url, "creds": "nsc://o/a/hunter2"}), &["creds: nsc:// is not supported"]),
         (json!({"url": url, "token": "op://hunter2/x/y"}), &["token: op:// is not supported"]),
-        (json!({"url": url, "windows_cert_store": "user"}), &["windows_cert_store: is not supported", "NATS_CERT"]),
+        (
+            json!({"url": url, "windows_cert_store": "user"}),
+            &["windows_cert_store: is not supported", "NATS_CERT"],
+        ),
         (json!({"url": url, "creds": "/none/hunter2"}), &["creds of context prod", "No such file"]),
-        (json!({"url": url, "creds": "$NONE/x"}), &["creds: a variable that the path names is not set"]),
-        (json!({"url": url, "user": "relay", "password": "env://NONE"}), &["password: the variable that env:// names is not set"]),
-        (json!({"url": url, "nkey": "/etc/hostname"}), &["nkey of context prod", "holds no valid seed"]),
+        (
+            json!({"url": url, "creds": "$NONE/x"}),
+            &["creds: a variable that the path names is not set"],
+        ),
+        (
+            json!({"url": url, "user": "relay", "password": "env://NONE"}),
+            &["password: the variable that env:// names is not set"],
+        ),
+        (
+            json!({"url": url, "nkey": "/etc/hostname"}),
+            &["nkey of context prod", "holds no valid seed"],
+        ),
         (json!({"url": url, "user_jwt": "hunter2"}), &["user_jwt of context prod", "holds no JWT"]),
-        (json!({"url": url, "ca": "/none/ca.pem"}), &["ca of context prod", "cannot read /none/ca.pem"]),
-        (json!({"url": url, "key": "/none/hunter2"}), &["key of context prod", "cannot read the file"]),
+        (
+            json!({"url": url, "ca": "/none/ca.pem"}),
+            &["ca of context prod", "cannot read /none/ca.pem"],
+        ),
+        (
+            json!({"url": url, "key": "/none/hunter2"}),
+            &["key of context prod", "cannot read the file"],
+        ),
         (json!({"url": url, "tls_first": "yes"}), &["tls_first: expected true or false"]),
-        (json!({"url": "ws://127.0.0.1:1", "tls_first": true}), &["tls_first of context prod", "ws://"]),
+        (
+            json!({"url": "ws://127.0.0.1:1", "tls_first": true}),
+            &["tls_first of context prod", "ws://"],
+        ),
         (json!("hunter2"), &["is not a JSON object"]),
     ] {
         let folder = context("prod", &fields, true);
@@ -716,11 +994,27 @@ async fn a_context_that_can_not_be_used_is_one_mistake_that_names_it() {
     let xdg = ("XDG_CONFIG_HOME", empty.path().to_str().unwrap());
     assert_refuses("", &[xdg], &[], 64, &["NATS_HOST: required"]);
     // One mistake, however much would follow from it.
-    let half = context("prod", &json!({"url": url, "cert": "/etc/hostname", "key": "/none", "user_jwt": "env://NONE"}), true);
+    let half = context(
+        "prod",
+        &json!({"url": url, "cert": "/etc/hostname", "key": "/none", "user_jwt": "env://NONE"}),
+        true,
+    );
     let (_, output) = check("", &[("XDG_CONFIG_HOME", half.path().to_str().unwrap())], &[]);
     assert!(output.contains("3 mistakes") && !output.contains("set without"), "{output}");
-    assert_refuses("", &[xdg, ("NATS_CONTEXT", "gone")], &[], 64, &["NATS_CONTEXT: cannot read", "nats/context/gone.json"]);
-    assert_refuses("", &[("NATS_CONTEXT", "gone")], &[], 64, &["neither XDG_CONFIG_HOME nor HOME is set"]);
+    assert_refuses(
+        "",
+        &[xdg, ("NATS_CONTEXT", "gone")],
+        &[],
+        64,
+        &["NATS_CONTEXT: cannot read", "nats/context/gone.json"],
+    );
+    assert_refuses(
+        "",
+        &[("NATS_CONTEXT", "gone")],
+        &[],
+        64,
+        &["neither XDG_CONFIG_HOME nor HOME is set"],
+    );
     write(&empty, "nats/context.txt", "gone");
     assert_refuses("", &[xdg], &[], 64, &["NATS_CONTEXT: selected in", "context.txt", "gone.json"]);
 }

@@ -39,11 +39,19 @@ async fn a_signal_stops_the_intake_and_what_has_arrived_is_finished() {
     for name in ["TERM", "INT"] {
         let nats = NatsServer::start();
         let endpoint = Held::start().await;
-        let mut relay = Relay::start(&nats.url(), &endpoint.url(), &[PATIENT, LONG_GRACE, ("MAX_IN_FLIGHT", "2")]).await;
+        let mut relay = Relay::start(
+            &nats.url(),
+            &endpoint.url(),
+            &[PATIENT, LONG_GRACE, ("MAX_IN_FLIGHT", "2")],
+        )
+        .await;
         let client = nats.client().await;
         let mut relayed = subscribe(&client, "relayed.cache.>").await;
         for number in 0..12 {
-            client.publish(format!("cms.cache.s{}", number % 3), number.to_string().into()).await.unwrap();
+            client
+                .publish(format!("cms.cache.s{}", number % 3), number.to_string().into())
+                .await
+                .unwrap();
         }
         relay.logged_times(RECEIVED, 12).await;
         endpoint.called(2).await;
@@ -65,10 +73,20 @@ async fn a_signal_stops_the_intake_and_what_has_arrived_is_finished() {
             }
             count += 1;
             let number: usize = std::str::from_utf8(&message.payload).unwrap().parse().unwrap();
-            assert!(last.insert(message.subject.to_string(), number).is_none_or(|before| before + 3 == number), "out of order");
+            assert!(
+                last.insert(message.subject.to_string(), number)
+                    .is_none_or(|before| before + 3 == number),
+                "out of order"
+            );
         }
-        assert!(last.len() == 3 && last.values().all(|number| *number >= 9), "not all were relayed: {last:?}");
-        assert!(relay.lines("cms.cache.late").is_empty() && !endpoint.subjects().contains(&"cms.cache.late".to_owned()));
+        assert!(
+            last.len() == 3 && last.values().all(|number| *number >= 9),
+            "not all were relayed: {last:?}"
+        );
+        assert!(
+            relay.lines("cms.cache.late").is_empty()
+                && !endpoint.subjects().contains(&"cms.cache.late".to_owned())
+        );
         assert!(relay.lines(ERROR).is_empty());
     }
 }
@@ -108,7 +126,8 @@ async fn what_is_not_finished_within_the_grace_is_told_and_goes_to_the_failed_su
         _ => Reply::ok(),
     })
     .await;
-    let mut relay = Relay::start(&nats.url(), &endpoint.url(), &[PATIENT, SHORT_GRACE, FAILED]).await;
+    let mut relay =
+        Relay::start(&nats.url(), &endpoint.url(), &[PATIENT, SHORT_GRACE, FAILED]).await;
     let client = nats.client().await;
     let mut failed = subscribe(&client, "failed.>").await;
     let mut relayed = subscribe(&client, "relayed.>").await;
@@ -127,19 +146,39 @@ async fn what_is_not_finished_within_the_grace_is_told_and_goes_to_the_failed_su
     let mut order: HashMap<String, Vec<u8>> = HashMap::new();
     for _ in unfinished {
         let letter = within("a dead letter", failed.next()).await.unwrap();
-        assert_eq!(letter.headers.as_ref().unwrap().get("Relay-Reason").unwrap().as_str(), "shutdown");
+        assert_eq!(
+            letter.headers.as_ref().unwrap().get("Relay-Reason").unwrap().as_str(),
+            "shutdown"
+        );
         order.entry(letter.subject.to_string()).or_default().push(letter.payload[0]);
-        letters.insert((letter.subject.to_string(), String::from_utf8(letter.payload.to_vec()).unwrap()));
+        letters.insert((
+            letter.subject.to_string(),
+            String::from_utf8(letter.payload.to_vec()).unwrap(),
+        ));
     }
-    assert_eq!(letters, unfinished.map(|(subject, payload)| (format!("failed.cache.{subject}"), payload.to_owned())).into());
+    assert_eq!(
+        letters,
+        unfinished
+            .map(|(subject, payload)| (format!("failed.cache.{subject}"), payload.to_owned()))
+            .into()
+    );
     assert!(order.values().all(|payloads| payloads.is_sorted()), "{order:?}");
     let errors = relay.lines("\"not relayed\"");
     assert_eq!(errors.len(), 4, "{errors:?}");
     for subject in ["cms.cache.hangs", "cms.cache.waits"] {
-        let of = |line: &&String| line.contains(subject) && line.contains(ERROR) && line.contains("\"reason\":\"shutdown\"");
+        let of = |line: &&String| {
+            line.contains(subject)
+                && line.contains(ERROR)
+                && line.contains("\"reason\":\"shutdown\"")
+        };
         assert_eq!(errors.iter().filter(of).count(), 2, "{errors:?}");
     }
-    assert!(relay.logged("ended with an error").await.contains("4 messages could not be finished within SHUTDOWN_GRACE"));
+    assert!(
+        relay
+            .logged("ended with an error")
+            .await
+            .contains("4 messages could not be finished within SHUTDOWN_GRACE")
+    );
 }
 
 #[tokio::test]
@@ -182,7 +221,8 @@ async fn an_idle_relay_stops_without_using_its_grace_while_nats_is_away() {
 async fn a_message_that_was_accepted_while_nats_is_away_is_told_when_the_grace_is_over() {
     let mut nats = NatsServer::start();
     let endpoint = Held::start().await;
-    let mut relay = Relay::start(&nats.url(), &endpoint.url(), &[PATIENT, SHORT_GRACE, FAILED]).await;
+    let mut relay =
+        Relay::start(&nats.url(), &endpoint.url(), &[PATIENT, SHORT_GRACE, FAILED]).await;
     let client = nats.client().await;
     client.publish("cms.cache.a", "".into()).await.unwrap();
     endpoint.called(1).await;
@@ -192,7 +232,10 @@ async fn a_message_that_was_accepted_while_nats_is_away_is_told_when_the_grace_i
     relay.logged("\"message\":\"answered\"").await;
     assert_eq!(relay.stop().await.code(), Some(1));
     let told = relay.lines("\"not relayed\"");
-    assert!(told.len() == 1 && told[0].contains("cms.cache.a") && told[0].contains(ERROR), "{told:?}");
+    assert!(
+        told.len() == 1 && told[0].contains("cms.cache.a") && told[0].contains(ERROR),
+        "{told:?}"
+    );
     let unpublished = relay.lines("not published on the failed subject");
     assert!(unpublished.len() == 1 && unpublished[0].contains("cms.cache.a"), "{unpublished:?}");
 }
@@ -215,7 +258,8 @@ async fn a_message_that_was_refused_while_nats_is_away_is_told_once() {
 }
 
 #[tokio::test]
-async fn a_message_that_was_accepted_while_nats_is_away_is_relayed_when_it_is_back_within_the_grace() {
+async fn a_message_that_was_accepted_while_nats_is_away_is_relayed_when_it_is_back_within_the_grace()
+ {
     let mut nats = NatsServer::start();
     let proxy = support::proxy::Proxy::to(nats.port).await;
     let endpoint = Held::start().await;

@@ -27,7 +27,11 @@ fn malformed_secrets_are_mistakes_at_the_start_and_are_not_shown() {
     assert_eq!(status.code(), Some(64));
     let said: Vec<_> = stderr.lines().filter(|line| line.contains("WEBHOOK_SECRET: ")).collect();
     assert_eq!(said.len(), 3, "{stderr}");
-    for (line, number, expected) in [(said[0], 2, "does not begin with whsec_"), (said[1], 3, "base64"), (said[2], 4, "fewer than 24")] {
+    for (line, number, expected) in [
+        (said[0], 2, "does not begin with whsec_"),
+        (said[1], 3, "base64"),
+        (said[2], 4, "fewer than 24"),
+    ] {
         assert!(line.contains(&format!("number {number} ")) && line.contains(expected), "{line}");
     }
     for secret in ["hunter2", "aHVudGVyMg", OLD, NEW] {

@@ -1,6 +1,12 @@
 //! Reading from a stream in states that are rare and broke a promise once: a link that is slow, a
 //! server that is away while the relay drains, a call that hangs, a message that nobody can settle.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stdout)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout
+)]
 
 mod support;
 
@@ -17,7 +23,8 @@ use support::proxy::Proxy;
 use support::relay::{Relay, field};
 use support::setup::{Setup, by_hand, header, hpub, poison};
 use support::stream::{
-    CONSUMER, FAILED, HTTP, JETSTREAM, JetStream, PATIENT, STREAM, complete_and_in_order, let_pass, number, numbers, server, setup,
+    CONSUMER, FAILED, HTTP, JETSTREAM, JetStream, PATIENT, STREAM, complete_and_in_order, let_pass,
+    number, numbers, server, setup,
 };
 use support::{eventually, signal, subscribe, within};
 
@@ -70,7 +77,10 @@ impl Relayed {
             if now > last {
                 (last, since) = (now, Instant::now());
             }
-            assert!(since.elapsed() < STANDSTILL, "{last} of {count} are relayed, and nothing for {STANDSTILL:?}");
+            assert!(
+                since.elapsed() < STANDSTILL,
+                "{last} of {count} are relayed, and nothing for {STANDSTILL:?}"
+            );
         }
     }
 }
@@ -92,7 +102,9 @@ async fn the_link_of_these_tests_is_as_slow_as_it_says_and_the_server_feels_it()
     let server = support::endpoint::raw(move |_, mut stream| {
         let written = counted.clone();
         Box::pin(async move {
-            while written.load(Ordering::Relaxed) < BYTES && stream.write_all(&[0; 10_000]).await.is_ok() {
+            while written.load(Ordering::Relaxed) < BYTES
+                && stream.write_all(&[0; 10_000]).await.is_ok()
+            {
                 written.fetch_add(10_000, Ordering::Relaxed);
             }
         })
@@ -144,10 +156,14 @@ impl Backlog {
             proxy.throttle(link);
         }
         let endpoint = Held::start().await;
-        let variables = [STREAM, HTTP, PATIENT, FROM_THE_BEGINNING, ("NATS_PENDING_BYTES", "16MiB")];
+        let variables =
+            [STREAM, HTTP, PATIENT, FROM_THE_BEGINNING, ("NATS_PENDING_BYTES", "16MiB")];
         let first = Relay::start(&proxy.url(), &endpoint.url(), &variables).await;
         let room = (16 << 20) / bytes as u64;
-        support::stream::until_true("its room is full", || async { first.metric("messages_received_total").await >= room * 3 / 4 }).await;
+        support::stream::until_true("its room is full", || async {
+            first.metric("messages_received_total").await >= room * 3 / 4
+        })
+        .await;
         endpoint.called(subjects).await;
         assert!(room > subjects as u64, "none waits");
         signal(first.pid(), "KILL");
@@ -157,13 +173,22 @@ impl Backlog {
         endpoint.release();
         let began = Instant::now();
         let relay = Relay::start(&proxy.url(), &endpoint.url(), &variables).await;
-        let keeps_its_connection = || assert!(relay.lines(LOST).is_empty(), "lost the connection after {:?}", began.elapsed());
+        let keeps_its_connection = || {
+            assert!(relay.lines(LOST).is_empty(), "lost the connection after {:?}", began.elapsed())
+        };
         relayed.grow_to(messages, keeps_its_connection).await;
         stream.settled().await;
         keeps_its_connection();
         let highest = relay.memory("VmHWM");
-        println!("{messages} messages of {bytes} bytes after {:?}, memory up to {highest} KiB", began.elapsed());
-        assert_eq!(complete_and_in_order(&relayed.numbers(), messages, subjects), 0, "relayed again");
+        println!(
+            "{messages} messages of {bytes} bytes after {:?}, memory up to {highest} KiB",
+            began.elapsed()
+        );
+        assert_eq!(
+            complete_and_in_order(&relayed.numbers(), messages, subjects),
+            0,
+            "relayed again"
+        );
         complete_and_in_order(&endpoint.numbers(), messages, subjects);
         assert!(highest < 120 * 1024, "{highest} KiB");
     }
@@ -171,12 +196,16 @@ impl Backlog {
 
 #[tokio::test]
 async fn large_messages_over_a_link_are_relayed_after_a_crash() {
-    Backlog { messages: 400, bytes: 300_000, subjects: 10, link: Some(20_000_000) }.survives_a_crash().await;
+    Backlog { messages: 400, bytes: 300_000, subjects: 10, link: Some(20_000_000) }
+        .survives_a_crash()
+        .await;
 }
 
 #[tokio::test]
 async fn large_messages_over_a_slow_link_are_relayed_after_a_crash() {
-    Backlog { messages: 300, bytes: 300_000, subjects: 10, link: Some(3_000_000) }.survives_a_crash().await;
+    Backlog { messages: 300, bytes: 300_000, subjects: 10, link: Some(3_000_000) }
+        .survives_a_crash()
+        .await;
 }
 
 #[tokio::test]
@@ -191,14 +220,19 @@ async fn messages_of_several_megabytes_are_relayed_after_a_crash() {
 
 #[tokio::test]
 async fn messages_of_several_megabytes_over_a_link_are_relayed_after_a_crash() {
-    Backlog { messages: 40, bytes: 4_000_000, subjects: 2, link: Some(20_000_000) }.survives_a_crash().await;
+    Backlog { messages: 40, bytes: 4_000_000, subjects: 2, link: Some(20_000_000) }
+        .survives_a_crash()
+        .await;
 }
 
 // Messages that cannot be read, far above the floor
 
 /// An endpoint that accepts everything but `cms.cache.never`.
 async fn all_but_one() -> Endpoint {
-    Endpoint::start(|call| Reply::status(if call.subject() == "cms.cache.never" { 503 } else { 200 })).await
+    Endpoint::start(|call| {
+        Reply::status(if call.subject() == "cms.cache.never" { 503 } else { 200 })
+    })
+    .await
 }
 
 /// Publishes one that cannot be read. It fails within seconds, and others are relayed after it.
@@ -210,9 +244,15 @@ async fn gets_past_poison(setup: &mut Setup, stream: &JetStream, payload: &str) 
     }
     let letter = setup.failed().await;
     println!("{payload} is failed after {:?}", began.elapsed());
-    assert_eq!((header(&letter, "Relay-Reason"), &letter.payload[..]), ("unreadable", payload.as_bytes()));
+    assert_eq!(
+        (header(&letter, "Relay-Reason"), &letter.payload[..]),
+        ("unreadable", payload.as_bytes())
+    );
     let relayed = setup.relayed_by_subject(2).await;
-    assert_eq!(relayed.iter().map(|message| &message.payload[..]).collect::<Vec<_>>(), [payload.as_bytes(); 2]);
+    assert_eq!(
+        relayed.iter().map(|message| &message.payload[..]).collect::<Vec<_>>(),
+        [payload.as_bytes(); 2]
+    );
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     stream.unsettled(1).await;
 }
@@ -233,8 +273,11 @@ async fn far_above_the_floor(endpoint: &Endpoint) -> (Setup, JetStream) {
 }
 
 /// For one relay and a message that it cannot finish.
-const LONELY: [(&str, &str); 3] =
-    [("WEBHOOK_MAX_ATTEMPTS", "unlimited"), ("SHUTDOWN_GRACE", "1s"), ("RUST_LOG", "warn,nats_webhook_relay=info")];
+const LONELY: [(&str, &str); 3] = [
+    ("WEBHOOK_MAX_ATTEMPTS", "unlimited"),
+    ("SHUTDOWN_GRACE", "1s"),
+    ("RUST_LOG", "warn,nats_webhook_relay=info"),
+];
 
 #[tokio::test]
 async fn a_message_that_cannot_be_read_far_above_the_floor_fails_once() {
@@ -261,7 +304,8 @@ async fn a_message_that_cannot_be_read_far_above_the_floor_fails_once_after_a_re
 async fn restart(setup: &mut Setup, endpoint: &Endpoint, nats: &str) {
     signal(setup.relay.pid(), "KILL");
     let calls = endpoint.count();
-    setup.relay = Relay::start(nats, &endpoint.url(), &[&[STREAM, HTTP, FAILED], &LONELY[..]].concat()).await;
+    setup.relay =
+        Relay::start(nats, &endpoint.url(), &[&[STREAM, HTTP, FAILED], &LONELY[..]].concat()).await;
     endpoint.received(calls + 1).await;
 }
 
@@ -283,7 +327,8 @@ async fn what_could_not_be_read_before_a_restart_fails_no_second_time() {
     let (nats, stream) = server().await;
     let proxy = Proxy::to(nats.port).await;
     let endpoint = all_but_one().await;
-    let mut setup = Setup::on(nats, &endpoint.url(), &[&[STREAM, HTTP], &LONELY[..]].concat()).await;
+    let mut setup =
+        Setup::on(nats, &endpoint.url(), &[&[STREAM, HTTP], &LONELY[..]].concat()).await;
     stream.publish("cms.cache.never", "0").await;
     endpoint.received(1).await;
     gets_past_poison(&mut setup, &stream, "first").await;
@@ -296,10 +341,16 @@ async fn what_could_not_be_read_by_another_replica_fails_no_second_time() {
     let (nats, stream) = server().await;
     let proxy = Proxy::to(nats.port).await;
     let endpoint = all_but_one().await;
-    let mut setup = Setup::on(nats, &endpoint.url(), &[&[STREAM, HTTP], &LONELY[..]].concat()).await;
+    let mut setup =
+        Setup::on(nats, &endpoint.url(), &[&[STREAM, HTTP], &LONELY[..]].concat()).await;
     stream.publish("cms.cache.never", "0").await;
     endpoint.received(1).await;
-    let other = Relay::start(&proxy.url(), &endpoint.url(), &[&[STREAM, HTTP, FAILED], &LONELY[..]].concat()).await;
+    let other = Relay::start(
+        &proxy.url(),
+        &endpoint.url(),
+        &[&[STREAM, HTTP, FAILED], &LONELY[..]].concat(),
+    )
+    .await;
     gets_past_poison(&mut setup, &stream, "first").await;
     signal(setup.relay.pid(), "KILL");
     setup.relay = other;
@@ -329,7 +380,11 @@ impl Draining {
         stream.add("RELAYED", "relayed.cache.>", json!({})).await;
         let endpoint = Endpoint::start(move |call| {
             let is_first = number(std::str::from_utf8(&call.body).unwrap()) < LANES;
-            Reply::ok().after(if replica(call) == "first" && is_first { after } else { Duration::from_millis(150) })
+            Reply::ok().after(if replica(call) == "first" && is_first {
+                after
+            } else {
+                Duration::from_millis(150)
+            })
         })
         .await;
         let proxy = Proxy::to(nats.port).await;
@@ -348,13 +403,20 @@ impl Draining {
         stream.settled().await;
         assert!(draining.relay.exit().await.success());
         let calls = endpoint.calls();
-        let shown: Vec<_> = calls.iter().map(|call| format!("{}:{}", replica(call), std::str::from_utf8(&call.body).unwrap())).collect();
+        let shown: Vec<_> = calls
+            .iter()
+            .map(|call| format!("{}:{}", replica(call), std::str::from_utf8(&call.body).unwrap()))
+            .collect();
         println!("{}", shown.join(" "));
         let mut seen = HashSet::new();
-        let twice: Vec<_> = numbers(&calls).into_iter().filter(|number| !seen.insert(*number) && !begun.contains(number)).collect();
+        let twice: Vec<_> = numbers(&calls)
+            .into_iter()
+            .filter(|number| !seen.insert(*number) && !begun.contains(number))
+            .collect();
         assert!(twice.is_empty(), "called for twice: {twice:?} in {shown:?}");
         complete_and_in_order(&numbers(&calls), MESSAGES, LANES);
-        let relayed: Vec<_> = stream.messages("RELAYED").await.iter().map(|(_, payload)| number(payload)).collect();
+        let relayed: Vec<_> =
+            stream.messages("RELAYED").await.iter().map(|(_, payload)| number(payload)).collect();
         assert_eq!(complete_and_in_order(&relayed, MESSAGES, LANES), 0, "stored twice");
         assert!(other.stop().await.success());
     }
@@ -365,7 +427,12 @@ async fn named(name: &str, nats: &str, endpoint: &Endpoint) -> Relay {
     named_with(name, nats, endpoint, &[("SHUTDOWN_GRACE", "50s")]).await
 }
 
-async fn named_with(name: &str, nats: &str, endpoint: &Endpoint, variables: &[(&str, &str)]) -> Relay {
+async fn named_with(
+    name: &str,
+    nats: &str,
+    endpoint: &Endpoint,
+    variables: &[(&str, &str)],
+) -> Relay {
     let header = format!("x-replica={name}");
     let variables = [&[STREAM, HTTP, PATIENT, ("WEBHOOK_HEADERS", &header)], variables].concat();
     Relay::start(nats, &endpoint.url(), &variables).await
@@ -409,7 +476,8 @@ async fn a_replica_that_is_frozen_while_it_drains_has_no_message_called_for_by_b
 }
 
 #[tokio::test]
-async fn a_replica_that_is_answered_while_it_is_frozen_and_drains_has_no_message_called_for_by_both() {
+async fn a_replica_that_is_answered_while_it_is_frozen_and_drains_has_no_message_called_for_by_both()
+ {
     Draining::suffers(Duration::from_secs(4), async |draining| freeze(draining).await).await;
 }
 
@@ -434,7 +502,11 @@ async fn a_relay_that_is_stopped_before_it_has_looked_after_a_reconnect_ends_at_
     let stopped = Instant::now();
     proxy.resume();
     assert!(relay.exit().await.success());
-    assert!(stopped.elapsed() < Duration::from_secs(15), "ended after {:?} with nothing in work", stopped.elapsed());
+    assert!(
+        stopped.elapsed() < Duration::from_secs(15),
+        "ended after {:?} with nothing in work",
+        stopped.elapsed()
+    );
     // What is left is the next one's.
     let _next = Relay::start(&nats.url(), &endpoint.url(), &variables).await;
     stream.settled().await;
@@ -537,8 +609,10 @@ async fn memory_does_not_grow_with_what_is_settled_while_a_message_is_retried() 
     let (nats, stream) = server().await;
     // Without a line for each message.
     let log = "warn,nats_webhook_relay=info,nats_webhook_relay::relay=warn,nats_webhook_relay::webhook=warn";
-    let variables = [STREAM, HTTP, PATIENT, ("WEBHOOK_MAX_ATTEMPTS", "unlimited"), ("RUST_LOG", log)];
-    let relay = Relay::start(&nats.url(), &format!("http://127.0.0.1:{port}/hook"), &variables).await;
+    let variables =
+        [STREAM, HTTP, PATIENT, ("WEBHOOK_MAX_ATTEMPTS", "unlimited"), ("RUST_LOG", log)];
+    let relay =
+        Relay::start(&nats.url(), &format!("http://127.0.0.1:{port}/hook"), &variables).await;
     stream.publish("cms.cache.never", "").await;
     let began = Instant::now();
     let memory_after = async |steps: std::ops::Range<usize>| {
@@ -581,7 +655,14 @@ impl Full {
         let proxy = Proxy::to(nats.port).await;
         let endpoint = Held::start().await;
         let log = "warn,nats_webhook_relay=info,nats_webhook_relay::webhook=warn";
-        let mut variables = vec![HTTP, PATIENT, FAILED, ("NATS_PENDING_MESSAGES", "5000"), ("SHUTDOWN_GRACE", "2s"), ("RUST_LOG", log)];
+        let mut variables = vec![
+            HTTP,
+            PATIENT,
+            FAILED,
+            ("NATS_PENDING_MESSAGES", "5000"),
+            ("SHUTDOWN_GRACE", "2s"),
+            ("RUST_LOG", log),
+        ];
         variables.extend((from == From::Stream).then_some(STREAM));
         let relay = Relay::start(&proxy.url(), &endpoint.url(), &variables).await;
         stream.fill(0..Self::MESSAGES, 300, 0).await;
@@ -594,7 +675,11 @@ impl Full {
         signal(self.relay.pid(), "TERM");
         let asked = Instant::now();
         while self.relay.is_running() {
-            assert!(asked.elapsed() < Duration::from_secs(9), "it runs {:?} after SIGTERM", asked.elapsed());
+            assert!(
+                asked.elapsed() < Duration::from_secs(9),
+                "it runs {:?} after SIGTERM",
+                asked.elapsed()
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         println!("ended {:?} after SIGTERM", asked.elapsed());
@@ -602,8 +687,13 @@ impl Full {
         let not_relayed = self.relay.lines("\"message\":\"not relayed\"").len();
         match from {
             // They are in the stream.
-            From::Stream => assert!(status.success() && not_relayed == 0, "{status}, {not_relayed} not relayed"),
-            From::Core => assert!(status.code() == Some(1) && not_relayed == Self::MESSAGES, "{status}, {not_relayed} not relayed"),
+            From::Stream => {
+                assert!(status.success() && not_relayed == 0, "{status}, {not_relayed} not relayed")
+            }
+            From::Core => assert!(
+                status.code() == Some(1) && not_relayed == Self::MESSAGES,
+                "{status}, {not_relayed} not relayed"
+            ),
         }
     }
 }
@@ -689,18 +779,34 @@ async fn a_call_that_hangs_over_a_reconnect_delays_no_other_subject() {
         expected += 30;
         while relayed.count() < expected {
             let (count, elapsed) = (relayed.count(), began.elapsed());
-            assert!(elapsed < Duration::from_secs(15), "{count} of {expected} are relayed {elapsed:?} after a short reconnect");
+            assert!(
+                elapsed < Duration::from_secs(15),
+                "{count} of {expected} are relayed {elapsed:?} after a short reconnect"
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         println!("{expected} are relayed {:?} after the cut", began.elapsed());
-        stream.until("all others are settled", |info| info["num_ack_pending"].as_u64() <= Some(2)).await;
+        stream
+            .until("all others are settled", |info| info["num_ack_pending"].as_u64() <= Some(2))
+            .await;
     }
-    assert_eq!(endpoint.subjects().iter().filter(|subject| *subject == "cms.cache.hangs").count(), 1, "called again, or overtaken");
+    assert_eq!(
+        endpoint.subjects().iter().filter(|subject| *subject == "cms.cache.hangs").count(),
+        1,
+        "called again, or overtaken"
+    );
     complete_and_in_order(&relayed.numbers(), expected, SUBJECTS);
     endpoint.release_all();
     stream.settled().await;
     let hung: Vec<_> = endpoint.numbers().into_iter().filter(|number| *number >= 100_000).collect();
-    assert_eq!(complete_and_in_order(&hung.iter().map(|number| number - 100_000).collect::<Vec<_>>(), 2, 1), 0);
+    assert_eq!(
+        complete_and_in_order(
+            &hung.iter().map(|number| number - 100_000).collect::<Vec<_>>(),
+            2,
+            1
+        ),
+        0
+    );
 }
 
 // Readiness
@@ -717,7 +823,11 @@ async fn readyz_tells_that_the_stream_is_gone_and_when_it_is_back() {
         stream.remove("CMS").await;
         let removed = Instant::now();
         while relay.get("/readyz").await.0 == 200 {
-            assert!(removed.elapsed() < Duration::from_secs(15), "ready {:?} after the stream was removed", removed.elapsed());
+            assert!(
+                removed.elapsed() < Duration::from_secs(15),
+                "ready {:?} after the stream was removed",
+                removed.elapsed()
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         println!("not ready {:?} after the stream was removed", removed.elapsed());
@@ -741,7 +851,10 @@ async fn adds_up(relay: &Relay) -> u64 {
     let (_, metrics) = relay.get("/metrics").await;
     let sum = |name: &str| -> u64 {
         let of = |line: &str| {
-            let rest = line.strip_prefix("nats_webhook_relay_messages_")?.strip_prefix(name)?.strip_prefix("_total")?;
+            let rest = line
+                .strip_prefix("nats_webhook_relay_messages_")?
+                .strip_prefix(name)?
+                .strip_prefix("_total")?;
             rest.rsplit_once(' ')?.1.parse::<u64>().ok()
         };
         metrics.lines().filter_map(of).sum::<u64>()
@@ -749,7 +862,11 @@ async fn adds_up(relay: &Relay) -> u64 {
     let received = sum("received");
     let ends = ["relayed", "rejected", "failed", "given_back"].map(|name| (name, sum(name)));
     println!("received {received}, of which {ends:?}");
-    assert_eq!(received, ends.iter().map(|(_, count)| count).sum::<u64>(), "received on the left, of which {ends:?}");
+    assert_eq!(
+        received,
+        ends.iter().map(|(_, count)| count).sum::<u64>(),
+        "received on the left, of which {ends:?}"
+    );
     received
 }
 
@@ -766,7 +883,8 @@ async fn what_is_received_adds_up_after_a_reconnect() {
     proxy.cut();
     relay.logged("reconnected to NATS").await;
     // While they wait, too.
-    let (received, pending) = (relay.metric("messages_received_total").await, relay.metric("messages_pending").await);
+    let (received, pending) =
+        (relay.metric("messages_received_total").await, relay.metric("messages_pending").await);
     println!("received {received} with {pending} pending after the reconnect");
     endpoint.release();
     stream.settled().await;
@@ -791,7 +909,9 @@ async fn what_is_received_adds_up_after_a_lost_turn() {
     signal(first.pid(), "STOP");
     stream.call(&format!("CONSUMER.UNPIN.CMS.{CONSUMER}"), json!({ "group": "relay" })).await;
     stream.publish("cms.cache.s0", MESSAGES.to_string()).await;
-    stream.until("another works", |info| info["priority_groups"][0]["pinned_client_id"].is_string()).await;
+    stream
+        .until("another works", |info| info["priority_groups"][0]["pinned_client_id"].is_string())
+        .await;
     signal(first.pid(), "CONT");
     other.logged("this replica is the one that works").await;
     stream.settled().await;
@@ -808,10 +928,14 @@ async fn no_message_ends_twice_when_the_endpoint_accepts_as_the_grace_ends() {
         let nats = NatsServer::start();
         let client = nats.client().await;
         let endpoint = Held::start().await;
-        let variables = [HTTP, PATIENT, FAILED, ("SHUTDOWN_GRACE", "2s"), ("MAX_IN_FLIGHT", "4000")];
+        let variables =
+            [HTTP, PATIENT, FAILED, ("SHUTDOWN_GRACE", "2s"), ("MAX_IN_FLIGHT", "4000")];
         let mut relay = Relay::start(&nats.url(), &endpoint.url(), &variables).await;
         for number in 0..MESSAGES {
-            client.publish(format!("cms.cache.s{number}"), number.to_string().into()).await.unwrap();
+            client
+                .publish(format!("cms.cache.s{number}"), number.to_string().into())
+                .await
+                .unwrap();
         }
         relay.counted("messages_received_total", MESSAGES as u64).await;
         endpoint.called(MESSAGES).await;
@@ -820,9 +944,16 @@ async fn no_message_ends_twice_when_the_endpoint_accepts_as_the_grace_ends() {
         let_pass(Duration::from_millis(2_000 - early)).await;
         endpoint.release();
         relay.exit().await;
-        let ended = |text: &str| -> Vec<String> { relay.lines(text).iter().map(|line| field(line, "id").to_owned()).collect() };
-        let (relayed, failed) = (ended("\"message\":\"relayed\""), ended("\"message\":\"not relayed\""));
-        println!("{} relayed and {} failed of {MESSAGES}, released {early} ms before the end", relayed.len(), failed.len());
+        let ended = |text: &str| -> Vec<String> {
+            relay.lines(text).iter().map(|line| field(line, "id").to_owned()).collect()
+        };
+        let (relayed, failed) =
+            (ended("\"message\":\"relayed\""), ended("\"message\":\"not relayed\""));
+        println!(
+            "{} relayed and {} failed of {MESSAGES}, released {early} ms before the end",
+            relayed.len(),
+            failed.len()
+        );
         let failed: HashSet<_> = failed.into_iter().collect();
         let both: Vec<_> = relayed.iter().filter(|id| failed.contains(*id)).collect();
         assert!(both.is_empty(), "{} are relayed and failed: {both:?}", both.len());
@@ -843,7 +974,8 @@ async fn a_message_that_is_gone_from_the_stream_fails_while_another_replica_hold
     let _other = named_with("other", &nats.url(), &endpoint, &share).await;
     // Until each has one.
     let mut sequences = Vec::new();
-    let holders = || endpoint.calls().iter().map(|call| replica(call).to_owned()).collect::<HashSet<_>>();
+    let holders =
+        || endpoint.calls().iter().map(|call| replica(call).to_owned()).collect::<HashSet<_>>();
     while holders().len() < 2 {
         let number = sequences.len();
         sequences.push(stream.publish(&format!("cms.cache.s{number}"), number.to_string()).await);
@@ -856,10 +988,15 @@ async fn a_message_that_is_gone_from_the_stream_fails_while_another_replica_hold
     stream.call("STREAM.MSG.DELETE.CMS", json!({ "seq": sequences[number] })).await;
     let deleted = Instant::now();
     let letter = tokio::time::timeout(Duration::from_secs(90), failed.next()).await;
-    let letter = letter.unwrap_or_else(|_| panic!("{number} has not failed 90 s after it was deleted")).unwrap();
+    let letter = letter
+        .unwrap_or_else(|_| panic!("{number} has not failed 90 s after it was deleted"))
+        .unwrap();
     println!("{number} failed {:?} after it was deleted", deleted.elapsed());
     assert_eq!(letter.payload, number.to_string());
-    assert!(header(&letter, "Relay-Error").contains("the stream no longer keeps the message"), "{letter:?}");
+    assert!(
+        header(&letter, "Relay-Error").contains("the stream no longer keeps the message"),
+        "{letter:?}"
+    );
     // The others are left alone.
     stream.unsettled(number as u64).await;
 }
@@ -869,9 +1006,16 @@ async fn a_message_that_is_gone_from_the_stream_fails_while_another_replica_hold
 #[tokio::test]
 async fn a_domain_that_cannot_be_reached_yet_is_waited_for() {
     let hub = Absent::reserve();
-    let leaf = NatsServer::with_config(&format!("leafnodes {{ reconnect: \"1s\", remotes: [ {{ url: \"{}\" }} ] }}", hub.url()));
+    let leaf = NatsServer::with_config(&format!(
+        "leafnodes {{ reconnect: \"1s\", remotes: [ {{ url: \"{}\" }} ] }}",
+        hub.url()
+    ));
     let endpoint = Endpoint::ok().await;
-    let relay = Relay::spawn(&leaf.url(), &endpoint.url(), &[STREAM, HTTP, ("NATS_JETSTREAM_DOMAIN", "hub")]);
+    let relay = Relay::spawn(
+        &leaf.url(),
+        &endpoint.url(),
+        &[STREAM, HTTP, ("NATS_JETSTREAM_DOMAIN", "hub")],
+    );
     relay.logged("waiting for JetStream").await;
     // A few more tries.
     let_pass(Duration::from_secs(4)).await;
@@ -881,7 +1025,9 @@ async fn a_domain_that_cannot_be_reached_yet_is_waited_for() {
 
     let port = hub.port;
     drop(hub);
-    let hub = NatsServer::with_config(&format!("jetstream {{ domain: hub }}, leafnodes {{ listen: \"127.0.0.1:{port}\" }}"));
+    let hub = NatsServer::with_config(&format!(
+        "jetstream {{ domain: hub }}, leafnodes {{ listen: \"127.0.0.1:{port}\" }}"
+    ));
     let stream = JetStream::with_prefix(&hub.client().await, "$JS.hub.API");
     stream.add("CMS", "cms.cache.>", json!({})).await;
     relay.logged("\"message\":\"ready\"").await;
@@ -901,7 +1047,8 @@ async fn two_frontends(prefixes: [(&str, &str); 2]) -> Vec<(String, String)> {
     let endpoint = Endpoint::ok().await;
     let mut relays = Vec::new();
     for (consumer, prefix) in prefixes {
-        let own = [STREAM, HTTP, ("NATS_CONSUMER", consumer), ("NATS_RELAYED_SUBJECT_PREFIX", prefix)];
+        let own =
+            [STREAM, HTTP, ("NATS_CONSUMER", consumer), ("NATS_RELAYED_SUBJECT_PREFIX", prefix)];
         relays.push(Relay::start(&nats.url(), &endpoint.url(), &own).await);
     }
     stream.fill(0..MESSAGES, 4, 0).await;
@@ -915,7 +1062,11 @@ async fn two_frontends(prefixes: [(&str, &str); 2]) -> Vec<(String, String)> {
 async fn two_frontends_on_one_stream_have_each_message_stored_for_both() {
     let relayed = two_frontends([("shop", "relayed.shop"), ("blog", "relayed.blog")]).await;
     for prefix in ["relayed.shop.", "relayed.blog."] {
-        let of: Vec<_> = relayed.iter().filter(|(subject, _)| subject.starts_with(prefix)).map(|(_, payload)| number(payload)).collect();
+        let of: Vec<_> = relayed
+            .iter()
+            .filter(|(subject, _)| subject.starts_with(prefix))
+            .map(|(_, payload)| number(payload))
+            .collect();
         assert_eq!(complete_and_in_order(&of, 20, 4), 0, "{prefix}");
     }
     assert_eq!(relayed.len(), 40);
@@ -926,7 +1077,10 @@ async fn two_consumers_that_relay_to_the_same_subjects_have_each_message_stored_
     let relayed = two_frontends([("shop", "relayed.cache"), ("blog", "relayed.cache")]).await;
     let all: Vec<_> = relayed.iter().map(|(_, payload)| number(payload)).collect();
     assert_eq!(all.len(), 40, "{all:?}");
-    assert!((0..20).all(|number| all.iter().filter(|other| **other == number).count() == 2), "{all:?}");
+    assert!(
+        (0..20).all(|number| all.iter().filter(|other| **other == number).count() == 2),
+        "{all:?}"
+    );
 }
 
 #[tokio::test]
@@ -936,7 +1090,14 @@ async fn a_copy_is_stored_once_for_each_of_two_frontends_also_when_it_is_relayed
     stream.add("RELAYED", "relayed.>", json!({})).await;
     let proxy = Proxy::to(nats.port).await;
     let endpoint = Endpoint::ok().await;
-    let of = |consumer| [STREAM, HTTP, ("NATS_CONSUMER", consumer), ("NATS_RELAYED_SUBJECT_PREFIX", "relayed.cache")];
+    let of = |consumer| {
+        [
+            STREAM,
+            HTTP,
+            ("NATS_CONSUMER", consumer),
+            ("NATS_RELAYED_SUBJECT_PREFIX", "relayed.cache"),
+        ]
+    };
     let shop = Relay::start(&proxy.url(), &endpoint.url(), &of("shop")).await;
     let blog = Relay::start(&nats.url(), &endpoint.url(), &of("blog")).await;
     let mut confirmed = subscribe(&client, "relayed.>").await;

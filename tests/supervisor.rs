@@ -54,15 +54,20 @@ async fn ready_when_the_subscription_is_active_and_stopping_while_work_is_finish
     let socket = Socket::start();
     let released = Arc::new(AtomicBool::new(false));
     let seen = released.clone();
-    let endpoint = Endpoint::start(move |_| Reply::status(if seen.load(Ordering::SeqCst) { 200 } else { 503 })).await;
+    let endpoint = Endpoint::start(move |_| {
+        Reply::status(if seen.load(Ordering::SeqCst) { 200 } else { 503 })
+    })
+    .await;
     // Of the server it knows nothing yet.
-    let mut relay = Relay::spawn("nats://127.0.0.1:1", &endpoint.url(), &[("NOTIFY_SOCKET", &socket.path())]);
+    let mut relay =
+        Relay::spawn("nats://127.0.0.1:1", &endpoint.url(), &[("NOTIFY_SOCKET", &socket.path())]);
     relay.logged("NATS").await;
     assert_eq!(socket.said(), Vec::<String>::new(), "not ready without a subscription");
     relay.stop().await;
     assert_eq!(socket.said(), Vec::<String>::new());
 
-    let mut relay = Relay::spawn(&nats.url(), &endpoint.url(), &[("NOTIFY_SOCKET", &socket.path())]);
+    let mut relay =
+        Relay::spawn(&nats.url(), &endpoint.url(), &[("NOTIFY_SOCKET", &socket.path())]);
     assert_eq!(socket.hears(1).await, ["READY=1\n"]);
     let client = nats.client().await;
     client.publish("cms.cache.article.42", "".into()).await.unwrap();
@@ -81,15 +86,25 @@ async fn a_reload_is_told_from_its_beginning_to_its_end_also_when_it_is_refused(
     let folder = TempDir::new().unwrap();
     let plugin = folder.path().join("p.wasm");
     std::fs::write(&plugin, Component::with(BODY, &unchanged(BODY)).binary()).unwrap();
-    let variables = [("NOTIFY_SOCKET", &*socket.path()), ("PLUGINS", plugin.to_str().unwrap()), ("PLUGIN_CACHE", "off")];
+    let variables = [
+        ("NOTIFY_SOCKET", &*socket.path()),
+        ("PLUGINS", plugin.to_str().unwrap()),
+        ("PLUGIN_CACHE", "off"),
+    ];
     let mut relay = Relay::spawn(&nats.url(), "http://127.0.0.1:9/", &variables);
     socket.hears(1).await;
-    for (round, binary) in [Component::with(BODY, &unchanged(BODY)).binary(), b"no component".to_vec()].into_iter().enumerate() {
+    for (round, binary) in
+        [Component::with(BODY, &unchanged(BODY)).binary(), b"no component".to_vec()]
+            .into_iter()
+            .enumerate()
+    {
         std::fs::write(&plugin, binary).unwrap();
         signal(relay.pid(), "HUP");
         let said = socket.hears(3 + 2 * round).await;
         let (reloading, ready) = (&said[1 + 2 * round], &said[2 + 2 * round]);
-        let now = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap_or_else(|| panic!("{said:?}"));
+        let now = reloading
+            .strip_prefix("RELOADING=1\nMONOTONIC_USEC=")
+            .unwrap_or_else(|| panic!("{said:?}"));
         assert!(now.trim().parse::<u64>().is_ok_and(|now| now > 0), "{said:?}");
         assert_eq!(ready, "READY=1\n");
     }
@@ -101,7 +116,8 @@ async fn a_reload_is_told_from_its_beginning_to_its_end_also_when_it_is_refused(
 #[tokio::test]
 async fn a_supervisor_that_can_not_be_told_is_no_reason_to_stop() {
     let nats = NatsServer::start();
-    let mut relay = Relay::start(&nats.url(), "http://127.0.0.1:9/", &[("NOTIFY_SOCKET", "/none/here")]).await;
+    let mut relay =
+        Relay::start(&nats.url(), "http://127.0.0.1:9/", &[("NOTIFY_SOCKET", "/none/here")]).await;
     relay.logged("systemd could not be told").await;
     assert!(relay.stop().await.success());
 }

@@ -34,7 +34,8 @@ async fn assert_relays(urls: &str, variables: &[(&str, &str)]) {
 
 /// What is said about a message that these endpoints do not get.
 async fn error_of(url: &str, variables: &[(&str, &str)]) -> String {
-    let mut setup = Setup::start(url, &[&[("WEBHOOK_MAX_ATTEMPTS", "1")], variables].concat()).await;
+    let mut setup =
+        Setup::start(url, &[&[("WEBHOOK_MAX_ATTEMPTS", "1")], variables].concat()).await;
     setup.publish("cms.cache.a", "").await;
     let message = setup.failed().await;
     setup.end().await;
@@ -49,7 +50,8 @@ async fn error_of(url: &str, variables: &[(&str, &str)]) -> String {
 #[tokio::test]
 async fn authorities_of_the_system_and_private_ones_are_trusted_side_by_side() {
     let (system, private) = (Authority::new(), Authority::new());
-    let endpoints = [endpoint(system.server(&HERE, &BOTH)).await, endpoint(private.server(&HERE, &BOTH)).await];
+    let endpoints =
+        [endpoint(system.server(&HERE, &BOTH)).await, endpoint(private.server(&HERE, &BOTH)).await];
     let urls = endpoints.each_ref().map(Endpoint::url).join(" ");
     // Where rustls looks for the system's.
     let variables = [("SSL_CERT_FILE", &*system.path()), ("WEBHOOK_CA", &private.path())];
@@ -62,14 +64,27 @@ async fn a_machine_without_authorities_can_call_without_tls_and_whom_it_is_told_
     let authority = Authority::new();
     let (plain, secure) = (Endpoint::ok().await, endpoint(authority.server(&HERE, &[])).await);
     let none = [("SSL_CERT_FILE", "/none"), ("SSL_CERT_DIR", "/none")];
-    for (urls, ca) in [(plain.url(), String::new()), (format!("{} {}", plain.url(), secure.url()), authority.path())] {
+    for (urls, ca) in [
+        (plain.url(), String::new()),
+        (format!("{} {}", plain.url(), secure.url()), authority.path()),
+    ] {
         assert_relays(&urls, &[&none[..], &[("WEBHOOK_CA", &ca)]].concat()).await;
     }
     assert_eq!((plain.count(), secure.count()), (2, 1));
-    let required = [("NATS_HOST", "127.0.0.1:1"), ("NATS_SUBJECT_PREFIX", "a"), ("NATS_RELAYED_SUBJECT_PREFIX", "b")];
-    let (status, _, stderr) = run(&["check"], &[&none[..], &required, &[("WEBHOOK_DESTINATION", &secure.url())]].concat());
+    let required = [
+        ("NATS_HOST", "127.0.0.1:1"),
+        ("NATS_SUBJECT_PREFIX", "a"),
+        ("NATS_RELAYED_SUBJECT_PREFIX", "b"),
+    ];
+    let (status, _, stderr) = run(
+        &["check"],
+        &[&none[..], &required, &[("WEBHOOK_DESTINATION", &secure.url())]].concat(),
+    );
     assert_eq!(status.code(), Some(1));
-    assert!(stderr.contains("there are no authorities to trust") && stderr.contains("WEBHOOK_CA"), "{stderr}");
+    assert!(
+        stderr.contains("there are no authorities to trust") && stderr.contains("WEBHOOK_CA"),
+        "{stderr}"
+    );
 }
 
 #[tokio::test]
@@ -77,7 +92,10 @@ async fn a_certificate_that_can_not_be_trusted_is_an_error_that_says_why() {
     let (authority, other) = (Authority::new(), Authority::new());
     let ca = [("WEBHOOK_CA", &*authority.path())];
     for (config, expected) in [
-        (other.server(&HERE, &[]), "is of an authority that is not trusted; if it should be, set WEBHOOK_CA"),
+        (
+            other.server(&HERE, &[]),
+            "is of an authority that is not trusted; if it should be, set WEBHOOK_CA",
+        ),
         (authority.server(&["other.example"], &[]), "is for another host"),
         (authority.expired_server(&HERE), "has expired"),
     ] {
@@ -92,9 +110,13 @@ async fn a_certificate_that_can_not_be_trusted_is_an_error_that_says_why() {
 async fn a_client_certificate_is_shown_to_those_who_ask() {
     let authority = Authority::new();
     let (cert, key) = authority.client("relay");
-    let endpoints = [endpoint(authority.server_for_clients(&HERE, &BOTH)).await, endpoint(authority.server(&HERE, &[])).await];
+    let endpoints = [
+        endpoint(authority.server_for_clients(&HERE, &BOTH)).await,
+        endpoint(authority.server(&HERE, &[])).await,
+    ];
     let urls = endpoints.each_ref().map(Endpoint::url).join(" ");
-    let variables = [("WEBHOOK_CA", &*authority.path()), ("WEBHOOK_CERT", &cert), ("WEBHOOK_KEY", &key)];
+    let variables =
+        [("WEBHOOK_CA", &*authority.path()), ("WEBHOOK_CERT", &cert), ("WEBHOOK_KEY", &key)];
     assert_relays(&urls, &variables).await;
     assert_eq!(endpoints.each_ref().map(Endpoint::count), [1, 1]);
 }
@@ -106,10 +128,20 @@ async fn a_client_certificate_that_is_missing_or_not_accepted_is_an_error_that_s
         let endpoint = endpoint(authority.server_for_clients(&HERE, alpn)).await;
         let (url, ca) = (endpoint.url(), authority.path());
         let error = error_of(&url, &[("WEBHOOK_CA", &ca)]).await;
-        assert!(error.ends_with("asks for a client certificate: set WEBHOOK_CERT and WEBHOOK_KEY"), "{error}");
+        assert!(
+            error.ends_with("asks for a client certificate: set WEBHOOK_CERT and WEBHOOK_KEY"),
+            "{error}"
+        );
         for (cert, key) in [other.client("relay"), authority.expired_client("relay")] {
-            let error = error_of(&url, &[("WEBHOOK_CA", &ca), ("WEBHOOK_CERT", &cert), ("WEBHOOK_KEY", &key)]).await;
-            assert!(error.contains("does not accept the client certificate (WEBHOOK_CERT): "), "{error}");
+            let error = error_of(
+                &url,
+                &[("WEBHOOK_CA", &ca), ("WEBHOOK_CERT", &cert), ("WEBHOOK_KEY", &key)],
+            )
+            .await;
+            assert!(
+                error.contains("does not accept the client certificate (WEBHOOK_CERT): "),
+                "{error}"
+            );
         }
         assert_eq!(endpoint.count(), 0);
     }
@@ -125,12 +157,18 @@ fn files_that_can_not_be_used_are_mistakes_at_the_start() {
     let garbage = garbage.to_str().unwrap();
     let content = std::fs::read_to_string(&key).unwrap().lines().nth(1).unwrap().to_owned();
     for (variables, expected) in [
-        (&[("WEBHOOK_CA", "/none/ca.pem")][..], "WEBHOOK_CA: cannot read /none/ca.pem: No such file or directory (os error 2)"),
+        (
+            &[("WEBHOOK_CA", "/none/ca.pem")][..],
+            "WEBHOOK_CA: cannot read /none/ca.pem: No such file or directory (os error 2)",
+        ),
         (&[("WEBHOOK_CA", garbage)], "has no certificate; expected PEM"),
         (&[("WEBHOOK_CA", &key)], "has no certificate; expected PEM"),
         (&[("WEBHOOK_CERT", garbage), ("WEBHOOK_KEY", &key)], "WEBHOOK_CERT: "),
         (&[("WEBHOOK_CERT", &cert), ("WEBHOOK_KEY", &cert)], "has no private key; expected PEM"),
-        (&[("WEBHOOK_CERT", &cert), ("WEBHOOK_KEY", "/none/key.pem")], "WEBHOOK_KEY: cannot read the file that it names: No such file"),
+        (
+            &[("WEBHOOK_CERT", &cert), ("WEBHOOK_KEY", "/none/key.pem")],
+            "WEBHOOK_KEY: cannot read the file that it names: No such file",
+        ),
         (
             &[("WEBHOOK_CERT", &cert), ("WEBHOOK_KEY", &other)],
             "WEBHOOK_CERT and WEBHOOK_KEY: the private key is not that of the first certificate",
@@ -138,8 +176,12 @@ fn files_that_can_not_be_used_are_mistakes_at_the_start() {
         (&[("WEBHOOK_CERT", &cert)], "WEBHOOK_CERT: set without WEBHOOK_KEY; set both or neither"),
         (&[("WEBHOOK_KEY", &key)], "WEBHOOK_KEY: set without WEBHOOK_CERT; set both or neither"),
     ] {
-        let required =
-            [("WEBHOOK_DESTINATION", "https://h/"), ("NATS_HOST", "h"), ("NATS_SUBJECT_PREFIX", "a"), ("NATS_RELAYED_SUBJECT_PREFIX", "b")];
+        let required = [
+            ("WEBHOOK_DESTINATION", "https://h/"),
+            ("NATS_HOST", "h"),
+            ("NATS_SUBJECT_PREFIX", "a"),
+            ("NATS_RELAYED_SUBJECT_PREFIX", "b"),
+        ];
         let (status, _, stderr) = run(&["check"], &[&required[..], variables].concat());
         assert_eq!(status.code(), Some(64));
         let said: Vec<_> = stderr.lines().filter(|line| line.starts_with("  - ")).collect();
@@ -153,27 +195,53 @@ fn files_that_can_not_be_used_are_mistakes_at_the_start() {
 #[tokio::test]
 async fn http_2_is_spoken_where_it_is_offered_and_http_1_elsewhere() {
     let authority = Authority::new();
-    let offers: [(&[&str], _); 4] =
-        [(&BOTH, Version::HTTP_2), (&["h2"], Version::HTTP_2), (&["http/1.1"], Version::HTTP_11), (&[], Version::HTTP_11)];
+    let offers: [(&[&str], _); 4] = [
+        (&BOTH, Version::HTTP_2),
+        (&["h2"], Version::HTTP_2),
+        (&["http/1.1"], Version::HTTP_11),
+        (&[], Version::HTTP_11),
+    ];
     let mut endpoints = Vec::new();
     for (alpn, _) in offers {
         endpoints.push(endpoint(authority.server(&HERE, alpn)).await);
     }
     // Without TLS nothing is offered.
     endpoints.push(Endpoint::ok().await);
-    let urls = endpoints.iter().map(|endpoint| endpoint.url().replace("://", "://us%20er:p%40ss@")).collect::<Vec<_>>().join(" ");
-    let mut setup = Setup::start(&urls, &[("WEBHOOK_CA", &*authority.path()), ("WEBHOOK_HEADERS", "x-fixed=1")]).await;
-    setup.publish_with("cms.cache.a", &[("X-Kept", "1"), ("X-Kept", "2"), ("Connection", "close"), ("TE", "trailers")], "x").await;
+    let urls = endpoints
+        .iter()
+        .map(|endpoint| endpoint.url().replace("://", "://us%20er:p%40ss@"))
+        .collect::<Vec<_>>()
+        .join(" ");
+    let mut setup = Setup::start(
+        &urls,
+        &[("WEBHOOK_CA", &*authority.path()), ("WEBHOOK_HEADERS", "x-fixed=1")],
+    )
+    .await;
+    setup
+        .publish_with(
+            "cms.cache.a",
+            &[("X-Kept", "1"), ("X-Kept", "2"), ("Connection", "close"), ("TE", "trailers")],
+            "x",
+        )
+        .await;
     setup.publish("cms.cache.a", "").await;
     setup.relayed().await;
     setup.relayed().await;
     setup.end().await;
-    for (endpoint, version) in endpoints.iter().zip(offers.iter().map(|(_, version)| *version).chain([Version::HTTP_11])) {
+    for (endpoint, version) in
+        endpoints.iter().zip(offers.iter().map(|(_, version)| *version).chain([Version::HTTP_11]))
+    {
         let [call, empty] = &endpoint.calls()[..] else { panic!("called more or less than twice") };
         assert_eq!((call.version, empty.version), (version, version));
-        assert_eq!((call.method.as_str(), call.path.as_str(), &call.body[..]), ("POST", "/hook", &b"x"[..]));
+        assert_eq!(
+            (call.method.as_str(), call.path.as_str(), &call.body[..]),
+            ("POST", "/hook", &b"x"[..])
+        );
         assert_eq!(call.header("authorization"), "Basic dXMgZXI6cEBzcw==");
-        assert_eq!((call.header("x-fixed"), call.headers.get_all("x-kept").iter().count()), ("1", 2));
+        assert_eq!(
+            (call.header("x-fixed"), call.headers.get_all("x-kept").iter().count()),
+            ("1", 2)
+        );
         assert_eq!((call.header("content-length"), empty.header("content-length")), ("1", "0"));
         assert!(call.headers.get("te").is_none() && call.headers.get("connection").is_none());
         assert!(call.headers.get("accept-encoding").is_none());
@@ -199,11 +267,20 @@ async fn over_http_2_many_calls_share_a_connection_and_each_subject_keeps_its_or
     assert!(calls.iter().all(|call| call.version == Version::HTTP_2));
     for subject in 0..SUBJECTS {
         let name = format!("cms.cache.{subject}");
-        let bodies: Vec<_> = calls.iter().filter(|call| call.subject() == name).map(|call| call.body.clone()).collect();
+        let bodies: Vec<_> = calls
+            .iter()
+            .filter(|call| call.subject() == name)
+            .map(|call| call.body.clone())
+            .collect();
         assert_eq!(bodies, (0..EACH).map(|number| number.to_string()).collect::<Vec<_>>());
     }
     // How many were under way at once.
-    let under_way = |at: Instant| calls.iter().filter(|call| call.at <= at && call.answered_at.is_some_and(|end| end > at)).count();
+    let under_way = |at: Instant| {
+        calls
+            .iter()
+            .filter(|call| call.at <= at && call.answered_at.is_some_and(|end| end > at))
+            .count()
+    };
     let most = calls.iter().map(|call| under_way(call.at)).max().unwrap();
     assert!(most > SUBJECTS / 2, "at most {most} at once");
     let connections: BTreeSet<_> = calls.iter().map(|call| call.connection).collect();
@@ -255,7 +332,9 @@ async fn an_endpoint_that_says_goodbye_costs_no_message() {
             });
         }
     });
-    let mut setup = Setup::start(&format!("https://127.0.0.1:{port}/"), &[("WEBHOOK_CA", &*authority.path())]).await;
+    let mut setup =
+        Setup::start(&format!("https://127.0.0.1:{port}/"), &[("WEBHOOK_CA", &*authority.path())])
+            .await;
     for _ in 0..3 {
         setup.publish("cms.cache.a", "").await;
         setup.relayed().await;
@@ -270,7 +349,11 @@ async fn an_http_2_connection_that_has_gone_silent_is_given_up_for_a_new_one() {
     let endpoint = endpoint(authority.server(&HERE, &["h2"])).await;
     let proxy = Proxy::to(endpoint.port).await;
     let url = format!("https://127.0.0.1:{}/hook", proxy.port);
-    let variables = [("WEBHOOK_CA", &*authority.path()), ("WEBHOOK_TIMEOUT", "2s"), ("WEBHOOK_MAX_ATTEMPTS", "2")];
+    let variables = [
+        ("WEBHOOK_CA", &*authority.path()),
+        ("WEBHOOK_TIMEOUT", "2s"),
+        ("WEBHOOK_MAX_ATTEMPTS", "2"),
+    ];
     let mut setup = Setup::start(&url, &variables).await;
     setup.publish("cms.cache.a", "").await;
     setup.relayed().await;
@@ -290,7 +373,11 @@ async fn an_endpoint_that_is_slow_is_waited_for_over_http_2_too() {
     let endpoint = endpoint(authority.server(&HERE, &["h2"])).await;
     let proxy = Proxy::to(endpoint.port).await;
     let url = format!("https://127.0.0.1:{}/hook", proxy.port);
-    let variables = [("WEBHOOK_CA", &*authority.path()), ("WEBHOOK_TIMEOUT", "50s"), ("WEBHOOK_MAX_ATTEMPTS", "1")];
+    let variables = [
+        ("WEBHOOK_CA", &*authority.path()),
+        ("WEBHOOK_TIMEOUT", "50s"),
+        ("WEBHOOK_MAX_ATTEMPTS", "1"),
+    ];
     let mut setup = Setup::start(&url, &variables).await;
     setup.publish("cms.cache.a", "").await;
     setup.relayed().await;
@@ -317,6 +404,13 @@ async fn an_endpoint_that_is_silent_during_the_handshake_is_given_up_after_the_c
     })
     .await;
     let start = Instant::now();
-    let error = within("an error", error_of(&format!("https://127.0.0.1:{port}/"), &[("WEBHOOK_CONNECT_TIMEOUT", "300ms")])).await;
-    assert!(error.contains("within the connect time-out") && start.elapsed() < Duration::from_secs(20), "{error}");
+    let error = within(
+        "an error",
+        error_of(&format!("https://127.0.0.1:{port}/"), &[("WEBHOOK_CONNECT_TIMEOUT", "300ms")]),
+    )
+    .await;
+    assert!(
+        error.contains("within the connect time-out") && start.elapsed() < Duration::from_secs(20),
+        "{error}"
+    );
 }

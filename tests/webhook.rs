@@ -26,7 +26,10 @@ fn status_of(call: &Call) -> u16 {
 }
 
 /// Whether an endpoint has seen no call like this one before.
-fn is_first(calls: &std::sync::Mutex<std::collections::HashMap<String, usize>>, call: &Call) -> bool {
+fn is_first(
+    calls: &std::sync::Mutex<std::collections::HashMap<String, usize>>,
+    call: &Call,
+) -> bool {
     let mut calls = calls.lock().unwrap();
     let count = calls.entry(call.subject().to_owned()).or_default();
     *count += 1;
@@ -58,24 +61,34 @@ async fn unusual_but_legal_answers_accept_a_message() {
             "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
         ),
         ("e.body_cut_off", "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf of it"),
-        ("f.chunk_cut_off", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nff\r\nhalf of it"),
+        (
+            "f.chunk_cut_off",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nff\r\nhalf of it",
+        ),
         ("g.broken_chunks", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nno length\r\n"),
         ("h.latin_1", "HTTP/1.1 200 OK\r\nx-text: \u{e9}\r\ncontent-length: 0\r\n\r\n"),
     ];
     let port = raw(|_, mut stream| {
         Box::pin(async move {
             let request = request(&mut stream).await.unwrap();
-            let (_, bytes) = ANSWERS.iter().find(|(name, _)| request.contains(&format!("cms.cache.{name}\r\n"))).unwrap();
+            let (_, bytes) = ANSWERS
+                .iter()
+                .find(|(name, _)| request.contains(&format!("cms.cache.{name}\r\n")))
+                .unwrap();
             stream.write_all(bytes.as_bytes()).await.unwrap();
         })
     })
     .await;
-    let mut setup = Setup::start(&format!("http://127.0.0.1:{port}/"), &[("WEBHOOK_MAX_ATTEMPTS", "1")]).await;
+    let mut setup =
+        Setup::start(&format!("http://127.0.0.1:{port}/"), &[("WEBHOOK_MAX_ATTEMPTS", "1")]).await;
     for (name, _) in ANSWERS {
         setup.publish(&format!("cms.cache.{name}"), "").await;
     }
     let relayed = setup.relayed_by_subject(ANSWERS.len()).await;
-    let names: Vec<_> = relayed.iter().map(|message| message.subject.trim_start_matches("relayed.cache.")).collect();
+    let names: Vec<_> = relayed
+        .iter()
+        .map(|message| message.subject.trim_start_matches("relayed.cache."))
+        .collect();
     assert_eq!(names, ANSWERS.iter().map(|(name, _)| *name).collect::<Vec<_>>());
     setup.end().await;
 }
@@ -93,7 +106,8 @@ async fn a_redirect_is_not_followed_and_fails_the_message_with_its_location() {
     for status in [301, 302, 303, 307, 308] {
         setup.publish(&format!("cms.cache.{status}"), "").await;
     }
-    for (message, status) in setup.failed_by_subject(5).await.iter().zip([301, 302, 303, 307, 308]) {
+    for (message, status) in setup.failed_by_subject(5).await.iter().zip([301, 302, 303, 307, 308])
+    {
         let expected = match status {
             303 => format!("http://127.0.0.1:{}/slash/?token=***", endpoint.port),
             _ => format!("http://127.0.0.1:{}/final?token=***", target.port),
@@ -102,7 +116,11 @@ async fn a_redirect_is_not_followed_and_fails_the_message_with_its_location() {
         assert_eq!(header(message, "Relay-Status"), status.to_string());
         assert_eq!(header(message, "Relay-Attempts"), "1");
         let error = header(message, "Relay-Error");
-        assert!(error.contains(&format!("to {expected};")) && error.contains("redirects are not followed"), "{error}");
+        assert!(
+            error.contains(&format!("to {expected};"))
+                && error.contains("redirects are not followed"),
+            "{error}"
+        );
     }
     setup.end().await;
     assert_eq!((endpoint.count(), target.count()), (5, 0));
@@ -112,7 +130,10 @@ async fn a_redirect_is_not_followed_and_fails_the_message_with_its_location() {
 #[tokio::test]
 async fn a_status_that_may_pass_is_tried_again() {
     let seen = std::sync::Mutex::default();
-    let endpoint = Endpoint::start(move |call| if is_first(&seen, call) { Reply::status(status_of(call)) } else { Reply::ok() }).await;
+    let endpoint = Endpoint::start(move |call| {
+        if is_first(&seen, call) { Reply::status(status_of(call)) } else { Reply::ok() }
+    })
+    .await;
     let mut setup = Setup::start(&endpoint.url(), &[]).await;
     let statuses = [408, 425, 429, 500, 501, 502, 503, 504, 599];
     for status in statuses {
@@ -121,7 +142,11 @@ async fn a_status_that_may_pass_is_tried_again() {
     setup.relayed_by_subject(statuses.len()).await;
     setup.end().await;
     for status in statuses {
-        assert_eq!(endpoint.calls().iter().filter(|call| status_of(call) == status).count(), 2, "{status}");
+        assert_eq!(
+            endpoint.calls().iter().filter(|call| status_of(call) == status).count(),
+            2,
+            "{status}"
+        );
     }
 }
 
@@ -129,7 +154,8 @@ async fn a_status_that_may_pass_is_tried_again() {
 async fn an_endpoint_that_asks_for_no_wait_is_not_called_in_a_loop() {
     let past = httpdate::fmt_http_date(SystemTime::UNIX_EPOCH);
     for wait in ["0".to_owned(), past] {
-        let endpoint = Endpoint::start(move |_| Reply::status(503).header("retry-after", wait.clone())).await;
+        let endpoint =
+            Endpoint::start(move |_| Reply::status(503).header("retry-after", wait.clone())).await;
         let mut setup = Setup::start(&endpoint.url(), &[("WEBHOOK_MAX_ATTEMPTS", "8")]).await;
         setup.publish("cms.cache.a", "").await;
         assert_eq!(header(&setup.failed().await, "Relay-Attempts"), "8");
@@ -171,7 +197,8 @@ async fn what_this_machine_is_short_of_fails_no_message() {
 
 #[tokio::test]
 async fn a_status_that_will_not_pass_fails_the_message_at_once() {
-    let endpoint = Endpoint::start(|call| Reply::status(status_of(call)).header("retry-after", "0")).await;
+    let endpoint =
+        Endpoint::start(|call| Reply::status(status_of(call)).header("retry-after", "0")).await;
     let mut setup = Setup::start(&endpoint.url(), &[]).await;
     let statuses = [304, 400, 401, 403, 404, 405, 410, 413, 422];
     for status in statuses {
@@ -180,25 +207,39 @@ async fn a_status_that_will_not_pass_fails_the_message_at_once() {
     for (message, status) in setup.failed_by_subject(statuses.len()).await.iter().zip(statuses) {
         assert_eq!(header(message, "Relay-Status"), status.to_string());
         assert_eq!(header(message, "Relay-Attempts"), "1");
-        assert!(header(message, "Relay-Error").contains(&format!("answered {status}")), "{message:?}");
+        assert!(
+            header(message, "Relay-Error").contains(&format!("answered {status}")),
+            "{message:?}"
+        );
     }
     setup.end().await;
     assert_eq!(endpoint.count(), statuses.len());
     let said = setup.relay.lines("\"message\":\"not relayed\"");
     assert_eq!(said.len(), statuses.len());
-    assert!(said.iter().all(|line| line.contains("\"level\":\"ERROR\"") && line.contains("\"reason\":\"webhook\"")), "{said:?}");
+    assert!(
+        said.iter()
+            .all(|line| line.contains("\"level\":\"ERROR\"")
+                && line.contains("\"reason\":\"webhook\"")),
+        "{said:?}"
+    );
 }
 
 #[tokio::test]
 async fn the_operator_may_name_more_statuses_to_try_again() {
     let seen = std::sync::Mutex::default();
-    let endpoint = Endpoint::start(move |call| if is_first(&seen, call) { Reply::status(status_of(call)) } else { Reply::ok() }).await;
+    let endpoint = Endpoint::start(move |call| {
+        if is_first(&seen, call) { Reply::status(status_of(call)) } else { Reply::ok() }
+    })
+    .await;
     let mut setup = Setup::start(&endpoint.url(), &[("WEBHOOK_RETRY_STATUS", "404, 409")]).await;
     for status in [404, 409, 410] {
         setup.publish(&format!("cms.cache.{status}"), "").await;
     }
     let relayed = setup.relayed_by_subject(2).await;
-    assert_eq!([&relayed[0].subject, &relayed[1].subject].map(|subject| subject.as_str()), ["relayed.cache.404", "relayed.cache.409"]);
+    assert_eq!(
+        [&relayed[0].subject, &relayed[1].subject].map(|subject| subject.as_str()),
+        ["relayed.cache.404", "relayed.cache.409"]
+    );
     assert_eq!(setup.failed().await.subject.as_str(), "failed.cache.410");
     setup.end().await;
     assert_eq!(endpoint.count(), 5);
@@ -209,10 +250,14 @@ async fn a_message_is_tried_exactly_as_often_as_configured() {
     let endpoint = Endpoint::start(|_| Reply::status(500)).await;
     for attempts in [1, 3] {
         let before = endpoint.count();
-        let mut setup = Setup::start(&endpoint.url(), &[("WEBHOOK_MAX_ATTEMPTS", &attempts.to_string())]).await;
+        let mut setup =
+            Setup::start(&endpoint.url(), &[("WEBHOOK_MAX_ATTEMPTS", &attempts.to_string())]).await;
         setup.publish("cms.cache.a", "").await;
         let message = setup.failed().await;
-        assert_eq!((header(&message, "Relay-Attempts"), header(&message, "Relay-Status")), (&*attempts.to_string(), "500"));
+        assert_eq!(
+            (header(&message, "Relay-Attempts"), header(&message, "Relay-Status")),
+            (&*attempts.to_string(), "500")
+        );
         setup.end().await;
         assert_eq!(endpoint.count() - before, attempts);
     }
@@ -240,7 +285,8 @@ async fn retry_after_is_waited_for() {
     setup.relayed_by_subject(3).await;
     setup.end().await;
     for status in [429, 500, 503] {
-        let calls: Vec<_> = endpoint.calls().into_iter().filter(|call| status_of(call) == status).collect();
+        let calls: Vec<_> =
+            endpoint.calls().into_iter().filter(|call| status_of(call) == status).collect();
         let waited = calls[1].at - calls[0].at;
         assert!(calls.len() == 2 && waited >= Duration::from_secs(2), "{status}: {waited:?}");
     }
@@ -255,12 +301,19 @@ async fn an_endpoint_that_does_not_answer_in_time_is_called_again_and_then_the_m
     let deaf = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let deaf_url = format!("http://{}/", deaf.local_addr().unwrap());
     for destination in [&endpoint.url(), &deaf_url] {
-        let mut setup = Setup::start(destination, &[("WEBHOOK_TIMEOUT", "300ms"), ("WEBHOOK_MAX_ATTEMPTS", "2")]).await;
+        let mut setup = Setup::start(
+            destination,
+            &[("WEBHOOK_TIMEOUT", "300ms"), ("WEBHOOK_MAX_ATTEMPTS", "2")],
+        )
+        .await;
         let start = Instant::now();
         setup.publish("cms.cache.a", "x").await;
         let message = setup.failed().await;
         assert!(start.elapsed() >= Duration::from_millis(600));
-        assert_eq!((header(&message, "Relay-Status"), header(&message, "Relay-Attempts")), ("none", "2"));
+        assert_eq!(
+            (header(&message, "Relay-Status"), header(&message, "Relay-Attempts")),
+            ("none", "2")
+        );
         assert!(header(&message, "Relay-Error").contains("no answer within 300ms"), "{message:?}");
         assert_eq!(message.payload, "x");
         setup.end().await;
@@ -273,19 +326,30 @@ async fn a_host_that_lets_nobody_connect_fails_the_message_after_the_connect_tim
     // With a full queue of connections the system answers no more of them.
     let (socket, port) = refusing();
     let full = socket.listen(1).unwrap();
-    let _queued = [TcpStream::connect(("127.0.0.1", port)).await.unwrap(), TcpStream::connect(("127.0.0.1", port)).await.unwrap()];
-    let variables = [("WEBHOOK_CONNECT_TIMEOUT", "300ms"), ("WEBHOOK_TIMEOUT", "1h"), ("WEBHOOK_MAX_ATTEMPTS", "2")];
+    let _queued = [
+        TcpStream::connect(("127.0.0.1", port)).await.unwrap(),
+        TcpStream::connect(("127.0.0.1", port)).await.unwrap(),
+    ];
+    let variables = [
+        ("WEBHOOK_CONNECT_TIMEOUT", "300ms"),
+        ("WEBHOOK_TIMEOUT", "1h"),
+        ("WEBHOOK_MAX_ATTEMPTS", "2"),
+    ];
     let mut setup = Setup::start(&format!("http://127.0.0.1:{port}/"), &variables).await;
     setup.publish("cms.cache.a", "").await;
     let message = setup.failed().await;
     let error = header(&message, "Relay-Error");
-    assert!(error.contains(&format!("no connection to 127.0.0.1:{port} within the connect time-out")), "{error}");
+    assert!(
+        error.contains(&format!("no connection to 127.0.0.1:{port} within the connect time-out")),
+        "{error}"
+    );
     setup.end().await;
     drop(full);
 }
 
 #[tokio::test]
-async fn whatever_an_endpoint_does_instead_of_answering_fails_that_message_with_a_reason_and_no_other() {
+async fn whatever_an_endpoint_does_instead_of_answering_fails_that_message_with_a_reason_and_no_other()
+ {
     const DEEDS: &[(&str, &str)] = &[
         ("a_closes", "closed"),
         ("b_resets", "reset"),
@@ -296,7 +360,8 @@ async fn whatever_an_endpoint_does_instead_of_answering_fails_that_message_with_
         ("g_has_no_status", "status"),
         ("h_names_two_lengths", "content-length"),
     ];
-    let port = raw(|_, mut stream| Box::pin(async move { while misbehave(&mut stream).await {} })).await;
+    let port =
+        raw(|_, mut stream| Box::pin(async move { while misbehave(&mut stream).await {} })).await;
     async fn misbehave(stream: &mut TcpStream) -> bool {
         let Some(request) = request(stream).await else { return false };
         let deed = request.split("cms.cache.").nth(1).unwrap().split("\r\n").next().unwrap();
@@ -320,23 +385,33 @@ async fn whatever_an_endpoint_does_instead_of_answering_fails_that_message_with_
                 return false;
             }
             "g_has_no_status" => b"HTTP/1.1 fine\r\n\r\n",
-            "h_names_two_lengths" => b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 7\r\n\r\n",
+            "h_names_two_lengths" => {
+                b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 7\r\n\r\n"
+            }
             other => panic!("{other}"),
         };
         let _ = stream.write_all(answer).await;
         false
     }
 
-    let mut setup = Setup::start(&format!("http://127.0.0.1:{port}/"), &[("WEBHOOK_MAX_ATTEMPTS", "2")]).await;
+    let mut setup =
+        Setup::start(&format!("http://127.0.0.1:{port}/"), &[("WEBHOOK_MAX_ATTEMPTS", "2")]).await;
     for (deed, _) in DEEDS {
         setup.publish(&format!("cms.cache.{deed}"), "bad").await;
         setup.publish(&format!("cms.cache.{deed}"), "good").await;
     }
     for (message, (deed, reason)) in setup.failed_by_subject(DEEDS.len()).await.iter().zip(DEEDS) {
         assert_eq!(message.subject.as_str(), format!("failed.cache.{deed}"));
-        assert_eq!((header(message, "Relay-Status"), header(message, "Relay-Attempts")), ("none", "2"));
+        assert_eq!(
+            (header(message, "Relay-Status"), header(message, "Relay-Attempts")),
+            ("none", "2")
+        );
         let error = header(message, "Relay-Error");
-        assert!(error.contains(&format!("no usable answer from 127.0.0.1:{port}: ")) && error.contains(reason), "{deed}: {error}");
+        assert!(
+            error.contains(&format!("no usable answer from 127.0.0.1:{port}: "))
+                && error.contains(reason),
+            "{deed}: {error}"
+        );
     }
     for message in setup.relayed_by_subject(DEEDS.len()).await {
         assert_eq!(message.payload, "good");
@@ -347,11 +422,16 @@ async fn whatever_an_endpoint_does_instead_of_answering_fails_that_message_with_
 #[tokio::test]
 async fn https_to_an_endpoint_that_speaks_http_fails_with_a_reason() {
     let endpoint = Endpoint::ok().await;
-    let mut setup = Setup::start(&endpoint.url().replace("http:", "https:"), &[("WEBHOOK_MAX_ATTEMPTS", "1")]).await;
+    let mut setup =
+        Setup::start(&endpoint.url().replace("http:", "https:"), &[("WEBHOOK_MAX_ATTEMPTS", "1")])
+            .await;
     setup.publish("cms.cache.a", "").await;
     let message = setup.failed().await;
     let error = header(&message, "Relay-Error");
-    assert!(error.contains("TLS") || error.contains("https") || error.contains("InvalidContentType"), "{error}");
+    assert!(
+        error.contains("TLS") || error.contains("https") || error.contains("InvalidContentType"),
+        "{error}"
+    );
     setup.end().await;
     assert_eq!(endpoint.count(), 0);
 }
@@ -361,7 +441,8 @@ async fn a_body_that_drips_or_never_ends_does_not_hold_back_an_accepted_message(
     let port = raw(|_, mut stream| {
         Box::pin(async move {
             let request = request(&mut stream).await.unwrap();
-            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000000\r\n\r\n").await;
+            let _ =
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000000\r\n\r\n").await;
             let (chunk, pause) = match request.contains("cms.cache.drips") {
                 true => (vec![b'x'; 1], Duration::from_millis(10)),
                 false => (vec![b'x'; 1 << 20], Duration::ZERO),
@@ -388,7 +469,8 @@ async fn a_body_that_drips_or_never_ends_does_not_hold_back_an_accepted_message(
 #[tokio::test]
 async fn a_refused_connection_is_tried_again_until_somebody_listens_and_said_once() {
     let (socket, port) = refusing();
-    let variables = [("WEBHOOK_MAX_ATTEMPTS", "1000"), ("RUST_LOG", "info,nats_webhook_relay::webhook=debug")];
+    let variables =
+        [("WEBHOOK_MAX_ATTEMPTS", "1000"), ("RUST_LOG", "info,nats_webhook_relay::webhook=debug")];
     let mut setup = Setup::start(&format!("http://127.0.0.1:{port}/hook"), &variables).await;
     for subject in ["cms.cache.a", "cms.cache.b", "cms.cache.c"] {
         setup.publish(subject, "").await;
@@ -399,9 +481,17 @@ async fn a_refused_connection_is_tried_again_until_somebody_listens_and_said_onc
     setup.end().await;
     assert_eq!(endpoint.count(), 3);
 
-    let [said] = &setup.relay.lines("webhook does not accept")[..] else { panic!("said more or less than once") };
-    assert!(said.contains("\"level\":\"WARN\"") && said.contains(&format!("nothing listens on 127.0.0.1:{port}")), "{said}");
-    let [over] = &setup.relay.lines("webhook accepts again")[..] else { panic!("its end said more or less than once") };
+    let [said] = &setup.relay.lines("webhook does not accept")[..] else {
+        panic!("said more or less than once")
+    };
+    assert!(
+        said.contains("\"level\":\"WARN\"")
+            && said.contains(&format!("nothing listens on 127.0.0.1:{port}")),
+        "{said}"
+    );
+    let [over] = &setup.relay.lines("webhook accepts again")[..] else {
+        panic!("its end said more or less than once")
+    };
     assert!(over.contains("\"level\":\"INFO\"") && over.contains("outage_ms"), "{over}");
     assert!(setup.relay.lines("\"level\":\"ERROR\"").is_empty());
 }
@@ -420,7 +510,8 @@ async fn a_connection_that_closes_as_it_is_used_again_costs_a_retry_only() {
         })
     })
     .await;
-    let mut setup = Setup::start(&format!("http://127.0.0.1:{port}/"), &[("WEBHOOK_MAX_ATTEMPTS", "2")]).await;
+    let mut setup =
+        Setup::start(&format!("http://127.0.0.1:{port}/"), &[("WEBHOOK_MAX_ATTEMPTS", "2")]).await;
     let start = Instant::now();
     while closed.load(Ordering::SeqCst) == 0 {
         assert!(start.elapsed() < support::LIMIT, "no connection is ever used again");
@@ -436,7 +527,9 @@ async fn a_connection_is_not_used_again_when_node_may_be_closing_it() {
     let opened = connections.clone();
     let port = raw(move |_, mut stream| {
         opened.fetch_add(1, Ordering::SeqCst);
-        Box::pin(async move { while request(&mut stream).await.is_some() && stream.write_all(OK).await.is_ok() {} })
+        Box::pin(async move {
+            while request(&mut stream).await.is_some() && stream.write_all(OK).await.is_ok() {}
+        })
     })
     .await;
     let mut setup = Setup::start(&format!("http://127.0.0.1:{port}/"), &[]).await;
@@ -464,16 +557,24 @@ async fn localhost_is_found_on_either_address_family() {
         assert_eq!(endpoint.count(), hosts.len());
     }
     // Nobody else may listen on the other family's port meanwhile.
-    let v6 = TcpSocket::new_v6().and_then(|socket| socket.bind("[::1]:0".parse().unwrap()).map(|()| socket));
+    let v6 = TcpSocket::new_v6()
+        .and_then(|socket| socket.bind("[::1]:0".parse().unwrap()).map(|()| socket));
     match v6 {
         Ok(v6) => {
             let port = v6.local_addr().unwrap().port();
-            relays(&Endpoint::on(TcpListener::bind(("127.0.0.1", port)).await.unwrap(), |_| Reply::ok())).await;
+            relays(&Endpoint::on(TcpListener::bind(("127.0.0.1", port)).await.unwrap(), |_| {
+                Reply::ok()
+            }))
+            .await;
         }
         Err(error) => {
             // A machine without IPv6: what it says is that there is no such address.
             use std::io::ErrorKind::{AddrNotAvailable, Unsupported};
-            assert!(matches!(error.kind(), AddrNotAvailable | Unsupported) || error.raw_os_error() == Some(97), "{error}");
+            assert!(
+                matches!(error.kind(), AddrNotAvailable | Unsupported)
+                    || error.raw_os_error() == Some(97),
+                "{error}"
+            );
             relays(&Endpoint::ok().await).await;
             return;
         }
@@ -490,7 +591,9 @@ async fn a_message_is_republished_once_when_the_last_of_several_destinations_has
     let slow = Endpoint::start(|_| Reply::ok().after(Duration::from_millis(300))).await;
     let failures = AtomicUsize::new(2);
     let failing = Endpoint::start(move |_| {
-        let fails = failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+        let fails = failures
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1))
+            .is_ok();
         Reply::status(if fails { 503 } else { 200 })
     })
     .await;
@@ -501,30 +604,73 @@ async fn a_message_is_republished_once_when_the_last_of_several_destinations_has
     slow.answered(1).await;
     failing.answered(3).await;
     setup.relay.logged_times("\"message\":\"answered\"", 2).await;
-    assert!(setup.relayed.next().now_or_never().is_none(), "relayed before the last destination has accepted");
-    let late = Endpoint::on(socket.listen(64).unwrap(), |_| Reply::ok().after(Duration::from_millis(100)));
+    assert!(
+        setup.relayed.next().now_or_never().is_none(),
+        "relayed before the last destination has accepted"
+    );
+    let late =
+        Endpoint::on(socket.listen(64).unwrap(), |_| Reply::ok().after(Duration::from_millis(100)));
 
     assert_eq!(setup.relayed().await.payload, "x");
     let seen_at = Instant::now();
     let last = late.calls().pop().expect("relayed before the last destination was called");
-    assert!(last.answered_at.is_some_and(|at| at <= seen_at), "relayed before the last destination has answered");
+    assert!(
+        last.answered_at.is_some_and(|at| at <= seen_at),
+        "relayed before the last destination has answered"
+    );
     setup.end().await;
-    assert_eq!([&slow, &failing, &late].map(Endpoint::count), [1, 3, 1], "each is called until it has accepted, not more often");
+    assert_eq!(
+        [&slow, &failing, &late].map(Endpoint::count),
+        [1, 3, 1],
+        "each is called until it has accepted, not more often"
+    );
     // What each of them answered is in the log, and what it did before.
     for (endpoint, attempt) in [(&slow, Some("1")), (&failing, Some("3")), (&late, None)] {
         let destination = format!("\"destination\":\"{}\"", endpoint.url());
         let lines = setup.relay.lines(&destination);
-        let said = |message: &str| lines.iter().filter(|line| line.contains(&format!("\"message\":\"{message}\""))).collect::<Vec<_>>();
+        let said = |message: &str| {
+            lines
+                .iter()
+                .filter(|line| line.contains(&format!("\"message\":\"{message}\"")))
+                .collect::<Vec<_>>()
+        };
         let [answered] = said("answered")[..] else { panic!("{lines:#?}") };
-        assert!(answered.contains("\"status\":200") && attempt.is_none_or(|attempt| field(answered, "attempt") == attempt), "{answered}");
+        assert!(
+            answered.contains("\"status\":200")
+                && attempt.is_none_or(|attempt| field(answered, "attempt") == attempt),
+            "{answered}"
+        );
         let outages = usize::from(!std::ptr::eq(endpoint, &slow));
-        assert_eq!((said("webhook does not accept, trying again").len(), said("webhook accepts again").len()), (outages, outages));
+        assert_eq!(
+            (
+                said("webhook does not accept, trying again").len(),
+                said("webhook accepts again").len()
+            ),
+            (outages, outages)
+        );
     }
     let refused = setup.relay.lines("nothing listens on");
-    assert!(!refused.is_empty() && refused.iter().all(|line| line.contains(&late.url())), "{refused:#?}");
-    assert_eq!(setup.relay.lines("answered 503").iter().filter(|line| line.contains(&failing.url())).count(), 1);
+    assert!(
+        !refused.is_empty() && refused.iter().all(|line| line.contains(&late.url())),
+        "{refused:#?}"
+    );
+    assert_eq!(
+        setup
+            .relay
+            .lines("answered 503")
+            .iter()
+            .filter(|line| line.contains(&failing.url()))
+            .count(),
+        1
+    );
     for endpoint in [&slow, &failing, &late] {
-        assert!(endpoint.calls().iter().all(|call| call.body == "x" && call.header("webhook-id") == last.header("webhook-id")));
+        assert!(
+            endpoint
+                .calls()
+                .iter()
+                .all(|call| call.body == "x"
+                    && call.header("webhook-id") == last.header("webhook-id"))
+        );
     }
 }
 
@@ -535,7 +681,9 @@ async fn a_message_that_one_of_several_destinations_refuses_fails_and_says_which
     let failing = Endpoint::start(|_| Reply::status(503)).await;
     let urls = [&accepting, &refusing, &failing].map(Endpoint::url).join(" ");
     let mut setup = Setup::start(&urls, &[("WEBHOOK_MAX_ATTEMPTS", "2")]).await;
-    setup.publish_with("cms.cache.a", &[("Relay-Status", "forged"), ("Relay-Status", "twice")], "x").await;
+    setup
+        .publish_with("cms.cache.a", &[("Relay-Status", "forged"), ("Relay-Status", "twice")], "x")
+        .await;
     let message = setup.failed().await;
     assert_eq!(message.payload, "x");
     assert_eq!(header(&message, "Relay-Reason"), "webhook");
@@ -543,9 +691,17 @@ async fn a_message_that_one_of_several_destinations_refuses_fails_and_says_which
     assert_eq!(values(&message, "Relay-Status"), ["400", "503"]);
     assert_eq!(values(&message, "Relay-Attempts"), ["1", "2"]);
     let errors = values(&message, "Relay-Destination-Error");
-    assert!(errors.len() == 2 && errors[0].contains("400") && errors[1].contains("503"), "{errors:?}");
+    assert!(
+        errors.len() == 2 && errors[0].contains("400") && errors[1].contains("503"),
+        "{errors:?}"
+    );
     let error = header(&message, "Relay-Error");
-    assert!(error.contains(&refusing.url()) && error.contains(&failing.url()) && !error.contains(&accepting.url()), "{error}");
+    assert!(
+        error.contains(&refusing.url())
+            && error.contains(&failing.url())
+            && !error.contains(&accepting.url()),
+        "{error}"
+    );
     setup.end().await;
     assert_eq!([&accepting, &refusing, &failing].map(Endpoint::count), [1, 1, 2]);
 }
@@ -557,15 +713,27 @@ async fn a_failed_message_is_published_whole_with_all_that_is_known_about_its_fa
     let endpoint = Endpoint::start(|_| Reply::status(422)).await;
     let mut setup = Setup::start(&endpoint.url(), &[]).await;
     let payload: Vec<u8> = (0..=255).collect();
-    let headers = [("X-Kept", "1"), ("X-Kept", "2"), ("x-kept", "3"), ("Nats-Rollup", "all"), ("Relay-Reason", "forged")];
+    let headers = [
+        ("X-Kept", "1"),
+        ("X-Kept", "2"),
+        ("x-kept", "3"),
+        ("Nats-Rollup", "all"),
+        ("Relay-Reason", "forged"),
+    ];
     let before = SystemTime::now();
     setup.publish_with("cms.cache.article.42", &headers, payload.clone()).await;
     let message = setup.failed().await;
     assert_eq!(message.subject.as_str(), "failed.cache.article.42");
     assert_eq!(message.payload, payload);
     assert!(message.reply.is_none());
-    assert_eq!((values(&message, "X-Kept"), values(&message, "x-kept")), (vec!["1", "2"], vec!["3"]));
-    assert!(values(&message, "Nats-Rollup").is_empty(), "a stream of failed messages would be emptied");
+    assert_eq!(
+        (values(&message, "X-Kept"), values(&message, "x-kept")),
+        (vec!["1", "2"], vec!["3"])
+    );
+    assert!(
+        values(&message, "Nats-Rollup").is_empty(),
+        "a stream of failed messages would be emptied"
+    );
     for (name, expected) in [
         ("Relay-Subject", "cms.cache.article.42"),
         ("Relay-Id", endpoint.calls()[0].header("webhook-id")),
@@ -577,7 +745,10 @@ async fn a_failed_message_is_published_whole_with_all_that_is_known_about_its_fa
     ] {
         assert_eq!(header(&message, name), expected, "{name}");
     }
-    assert!(header(&message, "Relay-Error").starts_with(&format!("{}: answered 422", endpoint.url())), "{message:?}");
+    assert!(
+        header(&message, "Relay-Error").starts_with(&format!("{}: answered 422", endpoint.url())),
+        "{message:?}"
+    );
     let time = humantime::parse_rfc3339(header(&message, "Relay-Time")).unwrap();
     assert!(time + Duration::from_millis(1) >= before && time <= SystemTime::now());
     setup.end().await;
@@ -592,10 +763,16 @@ async fn secrets_of_a_destination_are_neither_logged_nor_published() {
     })
     .await;
     let (_socket, refusing) = refusing();
-    let closing = raw(|_, mut stream| Box::pin(async move { drop(request(&mut stream).await) })).await;
-    let urls = [endpoint.port, refusing, closing].map(|port| format!("http://us3r:pa55word@127.0.0.1:{port}/hook?secret=s3cret&t0ken"));
-    let variables =
-        [("WEBHOOK_HEADERS", "x-api-key=s3cret"), ("RUST_LOG", "trace"), ("WEBHOOK_MAX_ATTEMPTS", "2"), ("WEBHOOK_TIMEOUT", "500ms")];
+    let closing =
+        raw(|_, mut stream| Box::pin(async move { drop(request(&mut stream).await) })).await;
+    let urls = [endpoint.port, refusing, closing]
+        .map(|port| format!("http://us3r:pa55word@127.0.0.1:{port}/hook?secret=s3cret&t0ken"));
+    let variables = [
+        ("WEBHOOK_HEADERS", "x-api-key=s3cret"),
+        ("RUST_LOG", "trace"),
+        ("WEBHOOK_MAX_ATTEMPTS", "2"),
+        ("WEBHOOK_TIMEOUT", "500ms"),
+    ];
     let mut setup = Setup::start(&urls.join(" "), &variables).await;
     for status in [0, 200, 302, 400, 503] {
         setup.publish(&format!("cms.cache.{status}"), "").await;
@@ -603,7 +780,10 @@ async fn secrets_of_a_destination_are_neither_logged_nor_published() {
     let failed = setup.failed_by_subject(5).await;
     setup.end().await;
     let call = endpoint.calls().remove(0);
-    assert_eq!((call.path.as_str(), call.header("x-api-key")), ("/hook?secret=s3cret&t0ken", "s3cret"));
+    assert_eq!(
+        (call.path.as_str(), call.header("x-api-key")),
+        ("/hook?secret=s3cret&t0ken", "s3cret")
+    );
     for secret in SECRETS {
         for message in &failed {
             assert!(!format!("{message:?}").contains(secret), "{secret} in {message:?}");
@@ -617,7 +797,8 @@ async fn secrets_of_a_destination_are_neither_logged_nor_published() {
 #[tokio::test]
 async fn without_a_failed_subject_a_failed_message_is_an_error_in_the_log_and_nothing_else() {
     let nats = support::nats::NatsServer::start();
-    let endpoint = Endpoint::start(|call| Reply::status(if call.body == "bad" { 400 } else { 200 })).await;
+    let endpoint =
+        Endpoint::start(|call| Reply::status(if call.body == "bad" { 400 } else { 200 })).await;
     let mut relay = Relay::start(&nats.url(), &endpoint.url(), &[]).await;
     let client = nats.client().await;
     let mut all = client.subscribe(">").await.unwrap();
@@ -632,5 +813,10 @@ async fn without_a_failed_subject_a_failed_message_is_an_error_in_the_log_and_no
     assert_eq!(subjects, ["cms.cache.a", "cms.cache.a", "relayed.cache.a"]);
     assert!(relay.stop().await.success());
     let said = relay.lines("\"message\":\"not relayed\"");
-    assert!(said.len() == 1 && said[0].contains("\"subject\":\"cms.cache.a\"") && said[0].contains("answered 400"), "{said:?}");
+    assert!(
+        said.len() == 1
+            && said[0].contains("\"subject\":\"cms.cache.a\"")
+            && said[0].contains("answered 400"),
+        "{said:?}"
+    );
 }

@@ -3,8 +3,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use nats_webhook_relay::config::environment::Environment;
 use nats_webhook_relay::config::{Config, VARIABLES, unknown};
-use nats_webhook_relay::environment::Environment;
 
 const SECRET: &str = "hunter2hunter2";
 
@@ -20,19 +20,24 @@ fuzz_target!(|data: &[u8]| {
         if name.ends_with("_FILE") || ["PLUGINS", "PLUGIN_CACHE"].contains(&name) {
             continue;
         }
-        let is_secret = VARIABLES.iter().any(|variable| variable.secret && (variable.name == name || variable.aliases.contains(&name)));
+        let is_secret = VARIABLES.iter().any(|variable| {
+            variable.secret && (variable.name == name || variable.aliases.contains(&name))
+        });
         let value = if is_secret { format!("{value}{SECRET}") } else { value.to_owned() };
         lines.push((name.to_owned(), value));
     }
-    let environment: Environment = lines.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let environment: Environment =
+        lines.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     let _ = unknown(&environment);
     let said = match Config::from_environment(&environment) {
         Ok(config) => format!("{config:?}"),
         Err(mistakes) => mistakes.to_string(),
     };
     // The path of a destination and the host of a server are shown on purpose.
-    let shown =
-        |name: &&(String, String)| ["WEBHOOK_DESTINATION", "NATS_HOST", "NATS_URL", "NATS_ADDRESS", "NATS_USER"].contains(&name.0.as_str());
+    let shown = |name: &&(String, String)| {
+        ["WEBHOOK_DESTINATION", "NATS_HOST", "NATS_URL", "NATS_ADDRESS", "NATS_USER"]
+            .contains(&name.0.as_str())
+    };
     if !lines.iter().any(|line| shown(&line)) {
         assert!(!said.contains(SECRET), "{said}");
     }

@@ -10,7 +10,9 @@ fuzz_target!(|data: &[u8]| {
     let mut map = HeaderMap::new();
     for line in text.split(['\r', '\n']) {
         let (name, value) = line.split_once(':').unwrap_or((line, ""));
-        if let (Ok(name), Ok(value)) = (name.parse::<async_nats::HeaderName>(), value.parse::<async_nats::HeaderValue>()) {
+        if let (Ok(name), Ok(value)) =
+            (name.parse::<async_nats::HeaderName>(), value.parse::<async_nats::HeaderValue>())
+        {
             map.append(name, value);
         }
     }
@@ -18,9 +20,17 @@ fuzz_target!(|data: &[u8]| {
     let values: usize = map.iter().map(|(_, values)| values.len()).sum();
     assert!(http.len() as u64 + illegal <= values as u64);
     for (name, value) in &http {
-        assert!(!is_framing(name) && !is_ours(name) && !name.as_str().starts_with("nats-"), "{name}");
-        assert!(!["authorization", "cookie", "host", "user-agent"].contains(&name.as_str()), "{name}");
-        assert!(value.as_bytes().iter().all(|byte| *byte == b'\t' || (*byte >= 32 && *byte != 127)));
+        assert!(
+            !is_framing(name) && !is_ours(name) && !name.as_str().starts_with("nats-"),
+            "{name}"
+        );
+        assert!(
+            !["authorization", "cookie", "host", "user-agent"].contains(&name.as_str()),
+            "{name}"
+        );
+        assert!(
+            value.as_bytes().iter().all(|byte| *byte == b'\t' || (*byte >= 32 && *byte != 127))
+        );
     }
     let relayed = to_relayed(&map);
     assert!(wire_size(&relayed) <= wire_size(&map));

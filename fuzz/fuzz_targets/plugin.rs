@@ -14,10 +14,10 @@ mod component;
 use async_nats::HeaderMap;
 use component::{Component, Folder, HOOKS};
 use libfuzzer_sys::fuzz_target;
-use nats_webhook_relay::config::{self, Cache};
 use nats_webhook_relay::headers::{self, is_framing, is_ours};
 use nats_webhook_relay::message::{Id, Message};
-use nats_webhook_relay::metrics::Metrics;
+use nats_webhook_relay::observe::metrics::Metrics;
+use nats_webhook_relay::plugin::settings::{Cache, Settings};
 use nats_webhook_relay::plugin::{Kind, Limits, Plugins, Shaped, Stopped, Why};
 use nats_webhook_relay::relay::relayed_copy;
 use nats_webhook_relay::subject::{MAX_SUBJECT_BYTES, Prefix, check};
@@ -58,7 +58,12 @@ static PARTS: LazyLock<Parts> = LazyLock::new(|| {
     // The second one is given what the first one returned.
     let folder = Folder::with(&[("first", &component), ("second", &component)]);
     let plugins = runtime.block_on(load(&folder, Duration::from_secs(10))).unwrap();
-    Parts { runtime, plugins, listen: Prefix::parse("cms.cache").unwrap(), relayed: Prefix::parse("relayed.cache").unwrap() }
+    Parts {
+        runtime,
+        plugins,
+        listen: Prefix::parse("cms.cache").unwrap(),
+        relayed: Prefix::parse("relayed.cache").unwrap(),
+    }
 });
 
 fuzz_target!(
@@ -97,7 +102,9 @@ async fn returned(data: &[u8]) {
     let mut headers = HeaderMap::new();
     for line in lines {
         let (name, value) = line.split_once(':').unwrap_or((line, ""));
-        if let (Ok(name), Ok(value)) = (name.parse::<async_nats::HeaderName>(), value.parse::<async_nats::HeaderValue>()) {
+        if let (Ok(name), Ok(value)) =
+            (name.parse::<async_nats::HeaderName>(), value.parse::<async_nats::HeaderValue>())
+        {
             headers.append(name, value);
         }
     }
@@ -108,7 +115,9 @@ async fn returned(data: &[u8]) {
             let text = stopped.to_string();
             assert!(text.len() < 2048 && !headers::value(&text).is_empty(), "{text}");
             assert!(!matches!(stopped.why, Why::Failed(Kind::memory, _)), "{text}");
-            let shaped = shape(&PARTS.plugins, usual()).await.unwrap_or_else(|next| panic!("{text}; then {next}"));
+            let shaped = shape(&PARTS.plugins, usual())
+                .await
+                .unwrap_or_else(|next| panic!("{text}; then {next}"));
             assert_eq!((&shaped.body[..], shaped.tail.as_str()), (&usual().payload[..], USUAL));
         }
     }
@@ -117,26 +126,51 @@ async fn returned(data: &[u8]) {
 fn promises(message: &Arc<Message>, shaped: Shaped) {
     let Parts { listen, relayed, .. } = &*PARTS;
     assert!(shaped.body.len() <= MAX_PAYLOAD && shaped.payload.len() <= MAX_PAYLOAD);
-    let token = |token: &str| !token.is_empty() && !token.contains(|c: char| c.is_whitespace() || c.is_control() || "*>".contains(c));
+    let token = |token: &str| {
+        !token.is_empty()
+            && !token.contains(|c: char| c.is_whitespace() || c.is_control() || "*>".contains(c))
+    };
     assert!(shaped.tail.split('.').all(token), "{:?}", shaped.tail);
     let subject = relayed.subject(&shaped.tail);
-    assert!(subject.len() <= MAX_SUBJECT_BYTES && relayed.tail(&subject) == Some(&shaped.tail) && listen.tail(&subject).is_none());
+    assert!(
+        subject.len() <= MAX_SUBJECT_BYTES
+            && relayed.tail(&subject) == Some(&shaped.tail)
+            && listen.tail(&subject).is_none()
+    );
     assert!(shaped.headers.len() <= 200);
     for (name, value) in &shaped.headers {
-        assert!(!is_framing(name) && !is_ours(name) && !["host", "content-length", "webhook-id"].contains(&name.as_str()), "{name}");
-        assert!(value.as_bytes().iter().all(|byte| *byte == b'\t' || (*byte >= 32 && *byte != 127)), "{value:?}");
+        assert!(
+            !is_framing(name)
+                && !is_ours(name)
+                && !["host", "content-length", "webhook-id"].contains(&name.as_str()),
+            "{name}"
+        );
+        assert!(
+            value.as_bytes().iter().all(|byte| *byte == b'\t' || (*byte >= 32 && *byte != 127)),
+            "{value:?}"
+        );
     }
     // The payload fits, the message's own headers beside it may not.
-    let Ok(copy) = relayed_copy(message, relayed, &shaped.tail, shaped.payload, message.id.to_string(), MAX_PAYLOAD) else { return };
+    let Ok(copy) = relayed_copy(
+        message,
+        relayed,
+        &shaped.tail,
+        shaped.payload,
+        message.id.to_string(),
+        MAX_PAYLOAD,
+    ) else {
+        return;
+    };
     assert!(copy.subject.as_str() == subject && copy.size() <= MAX_PAYLOAD);
-    let call = Delivery::new(message, shaped.body, shaped.headers, copy, &Metrics::default()).headers();
+    let call =
+        Delivery::new(message, shaped.body, shaped.headers, copy, &Metrics::default()).headers();
     for (name, own) in [("nats-subject", &*message.subject), ("webhook-id", message.id.as_str())] {
         assert_eq!(call.get_all(name).iter().collect::<Vec<_>>(), [&headers::value(own)]);
     }
 }
 
 async fn load(folder: &Folder, timeout: Duration) -> anyhow::Result<Plugins> {
-    let config = config::Plugins {
+    let config = Settings {
         paths: vec![folder.path().to_owned()],
         timeout,
         memory: 16 << 20,
@@ -153,14 +187,12 @@ async fn shape(plugins: &Plugins, message: Arc<Message>) -> Result<Shaped, Stopp
 }
 
 fn message(tail: &str, headers: HeaderMap, payload: &[u8]) -> Arc<Message> {
-    Arc::new(Message {
-        subject: PARTS.listen.subject(tail).into(),
+    Arc::new(Message::new(
+        &PARTS.listen.subject(tail),
         headers,
-        payload: payload.to_vec().into(),
-        id: Id::stored("fuzz", 1, 0, "relay"),
-        end: Default::default(),
-        stored: None,
-    })
+        payload.to_vec().into(),
+        Id::unique(),
+    ))
 }
 
 /// A message for which the hooks return its payload, no headers, and the tail [`USUAL`].

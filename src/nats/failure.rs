@@ -1,7 +1,7 @@
 //! Why a connection could not be made, in words, and whether waiting could help.
 
-use crate::config::Nats;
 use crate::nats::login::Login;
+use crate::nats::settings::Settings;
 use async_nats::rustls::{self, AlertDescription, CertificateError};
 use async_nats::{ConnectError, ConnectErrorKind};
 use std::error::Error;
@@ -9,29 +9,32 @@ use std::io;
 
 /// A connection that was not made.
 #[derive(Debug)]
-pub struct Failure {
+pub(crate) struct Failure {
     /// What happened and what to do.
-    pub reason: String,
+    pub(crate) reason: String,
     /// Whether it would happen again and again.
-    pub is_final: bool,
+    pub(crate) is_final: bool,
 }
 
 impl Failure {
     /// Something is wrong with what the relay was given.
     #[must_use]
-    pub fn of_settings(reason: String) -> Self {
+    pub(crate) fn of_settings(reason: String) -> Self {
         Self { reason, is_final: true }
     }
 
     /// What the client's error means for someone who knows the settings.
     #[must_use]
-    pub fn new(error: &ConnectError, config: &Nats) -> Self {
+    pub(crate) fn new(error: &ConnectError, config: &Settings) -> Self {
         let servers = shown(config);
         let causes = causes(error);
         // With several servers the next attempt may meet another one.
         let waits = config.servers.len() > 1;
         if let Some(tls) = causes.iter().find_map(|cause| cause.downcast_ref::<rustls::Error>()) {
-            return Self { reason: format!("{servers} {} (NATS_HOST)", of_tls(tls, config)), is_final: !waits };
+            return Self {
+                reason: format!("{servers} {} (NATS_HOST)", of_tls(tls, config)),
+                is_final: !waits,
+            };
         }
         let detail = causes.last().map_or_else(|| error.kind().to_string(), ToString::to_string);
         let refused = |io: &io::Error| io.kind() == io::ErrorKind::ConnectionRefused;
@@ -39,21 +42,38 @@ impl Failure {
             ConnectErrorKind::AuthorizationViolation => Self::of_settings(of_login(config)),
             ConnectErrorKind::Authentication => {
                 let detail = detail.trim_start_matches("AuthError(").trim_end_matches(')');
-                Self::of_settings(format!("cannot log in to {servers}: {}: {detail}", config.login_from))
+                Self::of_settings(format!(
+                    "cannot log in to {servers}: {}: {detail}",
+                    config.login_from
+                ))
             }
-            ConnectErrorKind::Tls => Self::of_settings(format!("cannot set up TLS for {servers}: {detail}")),
-            ConnectErrorKind::ServerParse => Self::of_settings(format!("cannot connect to {servers} (NATS_HOST): {detail}")),
-            ConnectErrorKind::Dns => Self::of_network(format!("cannot find the host of {servers} (NATS_HOST)")),
-            ConnectErrorKind::TimedOut => Self::of_network(format!("{servers} did not answer in time (NATS_HOST)")),
+            ConnectErrorKind::Tls => {
+                Self::of_settings(format!("cannot set up TLS for {servers}: {detail}"))
+            }
+            ConnectErrorKind::ServerParse => {
+                Self::of_settings(format!("cannot connect to {servers} (NATS_HOST): {detail}"))
+            }
+            ConnectErrorKind::Dns => {
+                Self::of_network(format!("cannot find the host of {servers} (NATS_HOST)"))
+            }
+            ConnectErrorKind::TimedOut => {
+                Self::of_network(format!("{servers} did not answer in time (NATS_HOST)"))
+            }
             _ if causes.iter().filter_map(|cause| cause.downcast_ref()).any(refused) => {
-                Self::of_network(format!("nothing listens on {servers} (NATS_HOST): is nats-server running?"))
+                Self::of_network(format!(
+                    "nothing listens on {servers} (NATS_HOST): is nats-server running?"
+                ))
             }
-            _ if detail.starts_with("expected INFO, got nothing") && !config.tls.first => Self::of_network(format!(
-                "{servers} closed the connection without a greeting (NATS_HOST); a server that expects TLS at once needs NATS_TLS_FIRST=true"
-            )),
-            _ if config.servers.iter().any(|server| server.scheme() == "ws") => Self::of_network(format!(
-                "cannot connect to {servers} (NATS_HOST): {detail}; a web socket with TLS is wss://, and no web socket is nats:// or tls://"
-            )),
+            _ if detail.starts_with("expected INFO, got nothing") && !config.tls.first => {
+                Self::of_network(format!(
+                    "{servers} closed the connection without a greeting (NATS_HOST); a server that expects TLS at once needs NATS_TLS_FIRST=true"
+                ))
+            }
+            _ if config.servers.iter().any(|server| server.scheme() == "ws") => {
+                Self::of_network(format!(
+                    "cannot connect to {servers} (NATS_HOST): {detail}; a web socket with TLS is wss://, and no web socket is nats:// or tls://"
+                ))
+            }
             _ => Self::of_network(format!("cannot connect to {servers} (NATS_HOST): {detail}")),
         }
     }
@@ -65,28 +85,35 @@ impl Failure {
 
 /// The configured servers as `host:port, host:port`.
 #[must_use]
-pub fn shown(config: &Nats) -> String {
-    let servers = config.servers.iter().map(|server| format!("{}:{}", server.host(), server.port()));
+pub(crate) fn shown(config: &Settings) -> String {
+    let servers =
+        config.servers.iter().map(|server| format!("{}:{}", server.host(), server.port()));
     servers.collect::<Vec<_>>().join(", ")
 }
 
 /// The client's text for why it could not connect again, which is all that it tells of that.
 #[must_use]
-pub fn in_words(text: &str) -> &str {
+pub(crate) fn in_words(text: &str) -> &str {
     match text.trim_start_matches("IO error: ") {
-        corrupt if corrupt.starts_with("received corrupt message of type InvalidContentType") => "does not speak TLS",
+        corrupt if corrupt.starts_with("received corrupt message of type InvalidContentType") => {
+            "does not speak TLS"
+        }
         text => text,
     }
 }
 
 /// `at`, the end of a login, for people.
 #[must_use]
-pub fn has_expired(config: &Nats) -> Option<String> {
+pub(crate) fn has_expired(config: &Settings) -> Option<String> {
     let at = config.login.expired()?;
-    Some(format!("the JWT has expired at {}: renew {}", humantime::format_rfc3339_seconds(at), config.login_from))
+    Some(format!(
+        "the JWT has expired at {}: renew {}",
+        humantime::format_rfc3339_seconds(at),
+        config.login_from
+    ))
 }
 
-fn of_login(config: &Nats) -> String {
+fn of_login(config: &Settings) -> String {
     let servers = shown(config);
     match (&config.login, has_expired(config)) {
         (_, Some(expired)) => format!("{servers} refused the login: {expired}"),
@@ -94,14 +121,16 @@ fn of_login(config: &Nats) -> String {
             format!("{servers} refused the login: has it a user for the certificate NATS_CERT?")
         }
         (Login::Anonymous, None) => {
-            format!("{servers} refused the login: check NATS_USER and NATS_PASS, or set NATS_TOKEN, NATS_CREDS or NATS_NKEY")
+            format!(
+                "{servers} refused the login: check NATS_USER and NATS_PASS, or set NATS_TOKEN, NATS_CREDS or NATS_NKEY"
+            )
         }
         (_, None) => format!("{servers} refused the login: check {}", config.login_from),
     }
 }
 
 /// What went wrong with TLS, after the server's name.
-fn of_tls(error: &rustls::Error, config: &Nats) -> String {
+fn of_tls(error: &rustls::Error, config: &Settings) -> String {
     use CertificateError as Bad;
     match error {
         // The signature is that of another authority of the same name.
@@ -144,7 +173,10 @@ fn of_tls(error: &rustls::Error, config: &Nats) -> String {
 
 /// What is behind an error, outermost first. An I/O error hides the one that it was made of.
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> Vec<&'a (dyn Error + 'static)> {
-    let within = |error: &'a (dyn Error + 'static)| match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+    let within = |error: &'a (dyn Error + 'static)| match error
+        .downcast_ref::<io::Error>()
+        .and_then(io::Error::get_ref)
+    {
         Some(inner) => Some(inner as &'a (dyn Error + 'static)),
         None => error.source(),
     };

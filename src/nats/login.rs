@@ -12,9 +12,10 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 /// How to log in to NATS.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Login {
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) enum Login {
     /// The server asks for nothing.
+    #[default]
     Anonymous,
     /// User name and password.
     Password {
@@ -40,7 +41,7 @@ pub enum Login {
 
 /// A secret itself, or where it is to be read again each time.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
+pub(crate) enum Source {
     /// The secret.
     Text(Secret),
     /// The path of a file that holds it.
@@ -52,12 +53,12 @@ impl Source {
     ///
     /// # Errors
     /// Says why the file can not be read, without its path, which could be a misplaced secret.
-    pub fn read(&self) -> Result<Secret, String> {
+    pub(crate) fn read(&self) -> Result<Secret, String> {
         match self {
             Self::Text(text) => Ok(text.clone()),
-            Self::File(path) => {
-                std::fs::read_to_string(path).map(Secret::new).map_err(|error| format!("cannot read the file that it names: {error}"))
-            }
+            Self::File(path) => std::fs::read_to_string(path)
+                .map(Secret::new)
+                .map_err(|error| format!("cannot read the file that it names: {error}")),
         }
     }
 }
@@ -67,7 +68,7 @@ impl Login {
     ///
     /// # Errors
     /// Says what is wrong.
-    pub fn check(&self) -> Result<(), String> {
+    pub(crate) fn check(&self) -> Result<(), String> {
         self.answer(&[]).map(drop)
     }
 
@@ -75,7 +76,7 @@ impl Login {
     ///
     /// # Errors
     /// Says what is wrong with the login.
-    pub fn answer(&self, nonce: &[u8]) -> Result<Auth, String> {
+    pub(crate) fn answer(&self, nonce: &[u8]) -> Result<Auth, String> {
         let mut auth = Auth::new();
         match self {
             Self::Anonymous => {}
@@ -104,18 +105,20 @@ impl Login {
 
     /// When the login ends to be valid, where it says so itself.
     #[must_use]
-    pub fn expires(&self) -> Option<SystemTime> {
+    pub(crate) fn expires(&self) -> Option<SystemTime> {
         let text = match self {
             Self::Credentials(source) => source.read().ok()?,
             Self::Jwt { jwt, .. } => jwt.clone(),
-            Self::Anonymous | Self::Password { .. } | Self::Token(_) | Self::Nkey(_) => return None,
+            Self::Anonymous | Self::Password { .. } | Self::Token(_) | Self::Nkey(_) => {
+                return None;
+            }
         };
         Claims::find(text.expose()).ok()?.1.expires
     }
 
     /// Since when the login is not valid any more.
     #[must_use]
-    pub fn expired(&self) -> Option<SystemTime> {
+    pub(crate) fn expired(&self) -> Option<SystemTime> {
         self.expires().filter(|end| *end <= SystemTime::now())
     }
 }
@@ -124,9 +127,10 @@ impl Login {
 ///
 /// # Errors
 /// Says what is there instead.
-pub fn user_key(text: &str) -> Result<KeyPair, String> {
+pub(crate) fn user_key(text: &str) -> Result<KeyPair, String> {
     const LENGTH: usize = 58;
-    let seeds = text.split_whitespace().filter(|word| word.len() == LENGTH && word.starts_with('S'));
+    let seeds =
+        text.split_whitespace().filter(|word| word.len() == LENGTH && word.starts_with('S'));
     let mut keys = seeds.filter_map(|seed| KeyPair::from_seed(seed).ok()).peekable();
     let other = keys.peek().map(KeyPair::key_pair_type);
     match (keys.find(|key| matches!(key.key_pair_type(), KeyPairType::User)), other) {
@@ -136,10 +140,17 @@ pub fn user_key(text: &str) -> Result<KeyPair, String> {
     }
 }
 
-fn answer_with_jwt(auth: &mut Auth, text: &str, key: Option<&KeyPair>, nonce: &[u8]) -> Result<(), String> {
+fn answer_with_jwt(
+    auth: &mut Auth,
+    text: &str,
+    key: Option<&KeyPair>,
+    nonce: &[u8],
+) -> Result<(), String> {
     let (jwt, claims) = Claims::find(text)?;
     match key {
-        Some(key) if key.public_key() != claims.user => return Err("the seed is not that of the user in the JWT".to_owned()),
+        Some(key) if key.public_key() != claims.user => {
+            return Err("the seed is not that of the user in the JWT".to_owned());
+        }
         Some(key) => auth.signature = Some(sign(key, nonce)?),
         None if claims.bearer => {}
         None => return Err("the JWT needs its seed".to_owned()),
@@ -160,7 +171,12 @@ mod tests {
 
     fn jwt(user: &KeyPair, more: &str) -> String {
         let claims = format!(r#"{{"sub":"{}","nats":{{"type":"user"{more}}}}}"#, user.public_key());
-        format!("{}.{}.{}", BASE64.encode(r#"{"typ":"JWT"}"#), BASE64.encode(claims), BASE64.encode("signature"))
+        format!(
+            "{}.{}.{}",
+            BASE64.encode(r#"{"typ":"JWT"}"#),
+            BASE64.encode(claims),
+            BASE64.encode("signature")
+        )
     }
 
     #[test]
@@ -170,8 +186,12 @@ mod tests {
         for text in [
             seed.clone(),
             format!("{seed}\n{}\n", user.public_key()),
-            format!("-----BEGIN USER NKEY SEED-----\r\n{seed}\r\n------END USER NKEY SEED------\r\n"),
-            format!("-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n-----BEGIN USER NKEY SEED-----\n{seed}\n---"),
+            format!(
+                "-----BEGIN USER NKEY SEED-----\r\n{seed}\r\n------END USER NKEY SEED------\r\n"
+            ),
+            format!(
+                "-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n-----BEGIN USER NKEY SEED-----\n{seed}\n---"
+            ),
         ] {
             assert_eq!(user_key(&text).unwrap().public_key(), user.public_key(), "{text}");
         }
@@ -179,7 +199,8 @@ mod tests {
 
     #[test]
     fn what_is_no_seed_of_a_user_is_refused_without_being_shown() {
-        let (user, account) = (KeyPair::new_user().seed().unwrap(), KeyPair::new_account().seed().unwrap());
+        let (user, account) =
+            (KeyPair::new_user().seed().unwrap(), KeyPair::new_account().seed().unwrap());
         let broken = format!("{}{}", &user[..57], if user.ends_with('A') { 'E' } else { 'A' });
         for (text, expected) in [
             (account.as_str(), "something else than a user"),
@@ -190,7 +211,10 @@ mod tests {
             ("", "no valid seed"),
         ] {
             let error = user_key(text).map(|key| key.public_key()).unwrap_err();
-            assert!(error.contains(expected) && (text.is_empty() || !error.contains(text)), "{text}: {error}");
+            assert!(
+                error.contains(expected) && (text.is_empty() || !error.contains(text)),
+                "{text}: {error}"
+            );
         }
     }
 

@@ -8,13 +8,13 @@ use std::path::PathBuf;
 
 /// How a connection is encrypted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Tls {
+pub(crate) struct Tls {
     /// Certificates of the authorities to trust instead of the system's.
-    pub ca: Option<PathBuf>,
+    pub(crate) ca: Option<PathBuf>,
     /// The relay's own certificate, and its key.
-    pub identity: Option<(PathBuf, PathBuf)>,
+    pub(crate) identity: Option<(PathBuf, PathBuf)>,
     /// Whether the handshake comes before the server's greeting.
-    pub first: bool,
+    pub(crate) first: bool,
     /// Whether a connection without TLS is refused, also to servers that others tell of.
-    pub required: bool,
+    pub(crate) required: bool,
 }

@@ -1,11 +1,12 @@
 //! One plugin: a compiled component, its hooks, and the instances that wait to be called.
 
-use super::files::File;
-use super::hook::{Exports, Hook, HookError, Input, Output, PACKAGE, VERSION};
-use super::host::Host;
-use super::instance::{Live, State, prepare};
-use super::output::{Hide, Lines, Sink, Stream, cut};
-use super::{Kind, Why};
+use crate::plugin::files::File;
+use crate::plugin::hook::{Exports, Hook, HookError, Input, Output, PACKAGE, VERSION};
+use crate::plugin::host::Host;
+use crate::plugin::instance::Live;
+use crate::plugin::output::{Hide, Lines, Sink, Stream, cut};
+use crate::plugin::state::{State, prepare};
+use crate::plugin::stopped::{Kind, Why};
 use anyhow::{Context, anyhow, bail};
 use bytesize::ByteSize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,11 +25,11 @@ const MAX_IDLE: usize = 4;
 const LONG: Duration = Duration::from_millis(300);
 
 /// A plugin that is ready to be called.
-pub struct Guest {
+pub(crate) struct Guest {
     /// The file's name without `.wasm`.
-    pub name: Arc<str>,
+    pub(crate) name: Arc<str>,
     /// What it exports.
-    pub hooks: Vec<Hook>,
+    pub(crate) hooks: Vec<Hook>,
     pre: InstancePre<State>,
     exports: Exports,
     host: Arc<Host>,
@@ -38,13 +39,13 @@ pub struct Guest {
 }
 
 /// What a plugin is set up with, beside its code.
-pub struct Setup {
+pub(crate) struct Setup {
     /// Its configuration.
-    pub config: Vec<(String, String)>,
+    pub(crate) config: Vec<(String, String)>,
     /// Values that are not to be shown.
-    pub hide: Hide,
+    pub(crate) hide: Hide,
     /// Where its output goes.
-    pub sink: Sink,
+    pub(crate) sink: Sink,
 }
 
 impl Guest {
@@ -52,7 +53,11 @@ impl Guest {
     ///
     /// # Errors
     /// What is wrong with the component, and what was expected.
-    pub async fn load(file: &File, setup: Setup, host: &Arc<Host>) -> anyhow::Result<Arc<Self>> {
+    pub(crate) async fn load(
+        file: &File,
+        setup: Setup,
+        host: &Arc<Host>,
+    ) -> anyhow::Result<Arc<Self>> {
         let component = compile(file, host).await?;
         let pre = host.linker.instantiate_pre(&component).map_err(explain_import)?;
         let exports = Exports::find(&pre)?;
@@ -62,7 +67,11 @@ impl Guest {
         }
         let unknown = foreign_hooks(&component);
         if !unknown.is_empty() {
-            warn!(plugin = file.name, exports = unknown.join(", "), "exports hooks that this version does not call");
+            warn!(
+                plugin = file.name,
+                exports = unknown.join(", "),
+                "exports hooks that this version does not call"
+            );
         }
         let guest = Arc::new(Self {
             name: file.name.as_str().into(),
@@ -76,7 +85,10 @@ impl Guest {
         });
         let rehearsed = guest.clone();
         match host.run(async move { rehearsed.instantiate(0).await }).await {
-            None => bail!("it was not instantiated within {} (PLUGIN_TIMEOUT)", humantime::format_duration(host.timeout)),
+            None => bail!(
+                "it was not instantiated within {} (PLUGIN_TIMEOUT)",
+                humantime::format_duration(host.timeout)
+            ),
             // A wrong type comes with what was expected, which is worth more than the kind.
             Some(Err((error, exceeded))) => match broken(&error, exceeded, &guest) {
                 (Kind::trap, _) => bail!("{}", guest.printable(&format!("{error:#}"))),
@@ -91,7 +103,12 @@ impl Guest {
     ///
     /// # Errors
     /// The plugin's own word, or what became of it.
-    pub async fn call(self: &Arc<Self>, hook: Hook, input: Input, limit: usize) -> Result<Output, Why> {
+    pub(crate) async fn call(
+        self: &Arc<Self>,
+        hook: Hook,
+        input: Input,
+        limit: usize,
+    ) -> Result<Output, Why> {
         // Fails only when the semaphore is closed, which nobody does.
         let _permit = self.permits.acquire().await;
         let guest = self.clone();
@@ -103,14 +120,19 @@ impl Guest {
             };
             let mut live = match idle {
                 Some(live) => live,
-                None => guest.instantiate(limit).await.map_err(|(error, exceeded)| failed(&error, exceeded))?,
+                None => guest
+                    .instantiate(limit)
+                    .await
+                    .map_err(|(error, exceeded)| failed(&error, exceeded))?,
             };
             match live.call(hook, &input, limit).await {
                 Ok(result) => {
                     guest.keep(live);
                     result.map_err(|error| match error {
                         HookError::Reject(text) => Why::Rejected(guest.printable(&text)),
-                        HookError::Failed(text) => Why::Failed(Kind::failed, guest.printable(&text)),
+                        HookError::Failed(text) => {
+                            Why::Failed(Kind::failed, guest.printable(&text))
+                        }
                     })
                 }
                 Err(error) => Err(failed(&error, live.is_exceeded())),
@@ -118,26 +140,33 @@ impl Guest {
         };
         self.host.run(work).await.unwrap_or_else(|| {
             let limit = humantime::format_duration(self.host.timeout);
-            Err(Why::Failed(Kind::timeout, format!("did not return within {limit} (PLUGIN_TIMEOUT)")))
+            Err(Why::Failed(
+                Kind::timeout,
+                format!("did not return within {limit} (PLUGIN_TIMEOUT)"),
+            ))
         })
     }
 
     /// Its hooks as a list.
     #[must_use]
-    pub fn hook_names(&self) -> String {
+    pub(crate) fn hook_names(&self) -> String {
         self.hooks.iter().map(|hook| hook.name()).collect::<Vec<_>>().join(", ")
     }
 
     /// What the component imports.
     #[must_use]
-    pub fn imports(&self) -> Vec<String> {
+    pub(crate) fn imports(&self) -> Vec<String> {
         let component = self.pre.component();
-        component.component_type().imports(component.engine()).map(|(name, _)| name.to_owned()).collect()
+        component
+            .component_type()
+            .imports(component.engine())
+            .map(|(name, _)| name.to_owned())
+            .collect()
     }
 
     /// The bytes that its waiting instances occupy.
     #[must_use]
-    pub fn idle_memory(&self) -> u64 {
+    pub(crate) fn idle_memory(&self) -> u64 {
         self.idle().iter().map(|live| live.memory() as u64).sum()
     }
 
@@ -145,7 +174,8 @@ impl Guest {
     async fn instantiate(&self, limit: usize) -> Result<Live, (wasmtime::Error, bool)> {
         let lines = |stream| Lines::new(stream, self.setup.hide.clone(), self.setup.sink.clone());
         let output = [lines(Stream::Stdout), lines(Stream::Stderr)];
-        let mut store = Store::new(&self.host.engine, State::new(&self.setup.config, self.host.memory, output));
+        let mut store =
+            Store::new(&self.host.engine, State::new(&self.setup.config, self.host.memory, output));
         store.limiter(|state| &mut state.memory);
         store.epoch_deadline_async_yield_and_update(1);
         prepare(&mut store, limit);
@@ -153,7 +183,9 @@ impl Guest {
             Ok(instance) => self.exports.load(&mut store, &instance),
             Err(error) => Err(error),
         };
-        functions.map_err(|error| (error, store.data().memory.is_exceeded())).map(|functions| Live::new(store, functions))
+        functions
+            .map_err(|error| (error, store.data().memory.is_exceeded()))
+            .map(|functions| Live::new(store, functions))
     }
 
     /// Keeps an instance for the next call, unless it is large or there are enough.
@@ -170,7 +202,7 @@ impl Guest {
 
     /// What comes from the plugin, fit to be shown.
     #[must_use]
-    pub fn printable(&self, text: &str) -> String {
+    pub(crate) fn printable(&self, text: &str) -> String {
         cut(&self.setup.hide.apply(text))
     }
 }
@@ -184,7 +216,10 @@ fn broken(error: &wasmtime::Error, memory_exceeded: bool, guest: &Guest) -> (Kin
     } else if let Some(I32Exit(code)) = error.downcast_ref() {
         (Kind::trap, format!("ended itself with exit code {code}"))
     } else if cause.contains("too much data is being copied") {
-        (Kind::output, "returned more than the server takes in one message (max_payload)".to_owned())
+        (
+            Kind::output,
+            "returned more than the server takes in one message (max_payload)".to_owned(),
+        )
     } else if error.downcast_ref::<Trap>().is_some() {
         (Kind::trap, cause)
     } else {
@@ -225,7 +260,9 @@ fn explain_compilation(error: wasmtime::Error) -> anyhow::Error {
     let text = format!("{error:#}");
     match text.contains("memory executable") {
         true => {
-            anyhow!("this process may not make memory executable, as compiled code needs it (systemd: MemoryDenyWriteExecute=no): {text}")
+            anyhow!(
+                "this process may not make memory executable, as compiled code needs it (systemd: MemoryDenyWriteExecute=no): {text}"
+            )
         }
         false => anyhow!("it is not a valid component: {text}"),
     }
@@ -243,16 +280,29 @@ fn explain_import(error: wasmtime::Error) -> anyhow::Error {
 /// What a component exports, for a person who expected something else.
 fn exported(component: &Component) -> String {
     let names = exports(component);
-    if names.is_empty() { "it exports nothing".to_owned() } else { format!("it exports {}", names.join(", ")) }
+    if names.is_empty() {
+        "it exports nothing".to_owned()
+    } else {
+        format!("it exports {}", names.join(", "))
+    }
 }
 
 fn exports(component: &Component) -> Vec<String> {
-    component.component_type().exports(component.engine()).map(|(name, _)| name.to_owned()).collect()
+    component
+        .component_type()
+        .exports(component.engine())
+        .map(|(name, _)| name.to_owned())
+        .collect()
 }
 
 /// Interfaces of our package that this version does not call: new ones, and those of another major version.
 fn foreign_hooks(component: &Component) -> Vec<String> {
     let (major, _) = VERSION.split_once('.').unwrap_or((VERSION, ""));
-    let known = |name: &String| Hook::ALL.iter().any(|hook| name.starts_with(&format!("{PACKAGE}/{hook}@{major}.")));
-    exports(component).into_iter().filter(|name| name.starts_with(PACKAGE) && !known(name) && !name.contains("/types@")).collect()
+    let known = |name: &String| {
+        Hook::ALL.iter().any(|hook| name.starts_with(&format!("{PACKAGE}/{hook}@{major}.")))
+    };
+    exports(component)
+        .into_iter()
+        .filter(|name| name.starts_with(PACKAGE) && !known(name) && !name.contains("/types@"))
+        .collect()
 }

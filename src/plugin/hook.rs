@@ -1,9 +1,11 @@
 //! The four hooks: what a component may export, and what goes into and comes out of one call.
 
-use super::bindings::exports::nats_webhook_relay::plugin::{relayed_payload, relayed_subject, webhook_headers, webhook_payload};
-use super::bindings::nats_webhook_relay::plugin::types;
-use super::instance::State;
 use crate::message::Message;
+use crate::plugin::bindings::exports::nats_webhook_relay::plugin::{
+    relayed_payload, relayed_subject, webhook_headers, webhook_payload,
+};
+use crate::plugin::bindings::nats_webhook_relay::plugin::types;
+use crate::plugin::state::State;
 use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder};
 use std::fmt;
 use std::sync::Arc;
@@ -11,7 +13,7 @@ use tokio_util::bytes::Bytes;
 use wasmtime::Store;
 use wasmtime::component::{Instance, InstancePre};
 
-pub use types::HookError;
+pub(crate) use types::HookError;
 
 /// The package of `wit/plugin.wit`.
 pub const PACKAGE: &str = "nats-webhook-relay:plugin";
@@ -33,7 +35,8 @@ pub enum Hook {
 
 impl Hook {
     /// All hooks, in the order in which they are called.
-    pub const ALL: [Self; 4] = [Self::WebhookPayload, Self::WebhookHeaders, Self::RelayedPayload, Self::RelayedSubject];
+    pub(crate) const ALL: [Self; 4] =
+        [Self::WebhookPayload, Self::WebhookHeaders, Self::RelayedPayload, Self::RelayedSubject];
 
     /// The interface's name.
     #[must_use]
@@ -48,7 +51,7 @@ impl Hook {
 
     /// The interface's name with package and version.
     #[must_use]
-    pub fn interface(self) -> String {
+    pub(crate) fn interface(self) -> String {
         format!("{PACKAGE}/{}@{VERSION}", self.name())
     }
 }
@@ -66,20 +69,20 @@ impl fmt::Display for Hook {
 }
 
 /// What a hook is called with. It owns everything, because a slow call moves to another thread.
-pub struct Input {
+pub(crate) struct Input {
     /// The message as it was received.
-    pub message: Arc<Message>,
+    pub(crate) message: Arc<Message>,
     /// What of its subject lies below the listened prefix, or what an earlier plugin made of it.
-    pub tail: String,
+    pub(crate) tail: String,
     /// Names and values.
-    pub headers: Vec<(String, String)>,
+    pub(crate) headers: Vec<(String, String)>,
     /// The payload so far.
-    pub payload: Bytes,
+    pub(crate) payload: Bytes,
 }
 
 /// What a hook returned.
 #[derive(Debug)]
-pub enum Output {
+pub(crate) enum Output {
     /// A body or payload.
     Payload(Vec<u8>),
     /// Headers to set.
@@ -89,7 +92,7 @@ pub enum Output {
 }
 
 /// The hooks that a component exports, found by name before it is instantiated.
-pub struct Exports {
+pub(crate) struct Exports {
     webhook_payload: Option<webhook_payload::GuestIndices>,
     webhook_headers: Option<webhook_headers::GuestIndices>,
     relayed_payload: Option<relayed_payload::GuestIndices>,
@@ -101,7 +104,7 @@ impl Exports {
     ///
     /// # Errors
     /// When an interface lacks its function.
-    pub fn find(pre: &InstancePre<State>) -> wasmtime::Result<Self> {
+    pub(crate) fn find(pre: &InstancePre<State>) -> wasmtime::Result<Self> {
         Ok(Self {
             webhook_payload: find(pre, Hook::WebhookPayload, webhook_payload::GuestIndices::new)?,
             webhook_headers: find(pre, Hook::WebhookHeaders, webhook_headers::GuestIndices::new)?,
@@ -112,7 +115,7 @@ impl Exports {
 
     /// Which there are.
     #[must_use]
-    pub fn hooks(&self) -> Vec<Hook> {
+    pub(crate) fn hooks(&self) -> Vec<Hook> {
         let exported = |hook: &Hook| match hook {
             Hook::WebhookPayload => self.webhook_payload.is_some(),
             Hook::WebhookHeaders => self.webhook_headers.is_some(),
@@ -126,33 +129,48 @@ impl Exports {
     ///
     /// # Errors
     /// Names a hook whose function has another type than the package defines.
-    pub fn load(&self, store: &mut Store<State>, instance: &Instance) -> wasmtime::Result<Functions> {
-        let wrong =
-            |hook: Hook| move |error: wasmtime::Error| error.context(format!("{hook} has another type than {PACKAGE}@{VERSION} defines"));
+    pub(crate) fn load(
+        &self,
+        store: &mut Store<State>,
+        instance: &Instance,
+    ) -> wasmtime::Result<Functions> {
+        let wrong = |hook: Hook| {
+            move |error: wasmtime::Error| {
+                error.context(format!("{hook} has another type than {PACKAGE}@{VERSION} defines"))
+            }
+        };
         let mut load = Functions::default();
         if let Some(exported) = &self.webhook_payload {
-            load.webhook_payload = Some(exported.load(&mut *store, instance).map_err(wrong(Hook::WebhookPayload))?);
+            load.webhook_payload =
+                Some(exported.load(&mut *store, instance).map_err(wrong(Hook::WebhookPayload))?);
         }
         if let Some(exported) = &self.webhook_headers {
-            load.webhook_headers = Some(exported.load(&mut *store, instance).map_err(wrong(Hook::WebhookHeaders))?);
+            load.webhook_headers =
+                Some(exported.load(&mut *store, instance).map_err(wrong(Hook::WebhookHeaders))?);
         }
         if let Some(exported) = &self.relayed_payload {
-            load.relayed_payload = Some(exported.load(&mut *store, instance).map_err(wrong(Hook::RelayedPayload))?);
+            load.relayed_payload =
+                Some(exported.load(&mut *store, instance).map_err(wrong(Hook::RelayedPayload))?);
         }
         if let Some(exported) = &self.relayed_subject {
-            load.relayed_subject = Some(exported.load(&mut *store, instance).map_err(wrong(Hook::RelayedSubject))?);
+            load.relayed_subject =
+                Some(exported.load(&mut *store, instance).map_err(wrong(Hook::RelayedSubject))?);
         }
         Ok(load)
     }
 }
 
-fn find<I>(pre: &InstancePre<State>, hook: Hook, new: impl Fn(&InstancePre<State>) -> wasmtime::Result<I>) -> wasmtime::Result<Option<I>> {
+fn find<I>(
+    pre: &InstancePre<State>,
+    hook: Hook,
+    new: impl Fn(&InstancePre<State>) -> wasmtime::Result<I>,
+) -> wasmtime::Result<Option<I>> {
     pre.component().get_export_index(None, hook.interface()).map(|_| new(pre)).transpose()
 }
 
 /// The hooks of one instance.
 #[derive(Default)]
-pub struct Functions {
+pub(crate) struct Functions {
     webhook_payload: Option<webhook_payload::Guest>,
     webhook_headers: Option<webhook_headers::Guest>,
     relayed_payload: Option<relayed_payload::Guest>,
@@ -164,8 +182,14 @@ impl Functions {
     ///
     /// # Errors
     /// A trap, or a value that can not be read.
-    pub async fn call(&self, store: &mut Store<State>, hook: Hook, input: &Input) -> wasmtime::Result<Result<Output, HookError>> {
-        let headers: Vec<_> = input.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    pub(crate) async fn call(
+        &self,
+        store: &mut Store<State>,
+        hook: Hook,
+        input: &Input,
+    ) -> wasmtime::Result<Result<Output, HookError>> {
+        let headers: Vec<_> =
+            input.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         let message = types::Message {
             id: input.message.id.as_str(),
             subject: &input.message.subject,

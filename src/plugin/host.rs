@@ -3,8 +3,8 @@
 //!
 //! Nothing of this exists in a relay without plugins.
 
-use super::instance::State;
-use crate::config::{Cache, Plugins};
+use crate::plugin::settings::{Cache, Settings};
+use crate::plugin::state::State;
 use anyhow::{Context, anyhow};
 use std::future::Future;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -34,15 +34,15 @@ const TURNS: u32 = 4;
 const PATIENCE: Duration = Duration::from_millis(100);
 
 /// The engine and what belongs to it.
-pub struct Host {
+pub(crate) struct Host {
     /// Compiles and runs.
-    pub engine: Engine,
+    pub(crate) engine: Engine,
     /// Everything that a plugin may import.
-    pub linker: Linker<State>,
+    pub(crate) linker: Linker<State>,
     /// The longest that a call may take.
-    pub timeout: Duration,
+    pub(crate) timeout: Duration,
     /// The most memory that an instance may have.
-    pub memory: usize,
+    pub(crate) memory: usize,
     ticker: Ticker,
     threads: Arc<Semaphore>,
     closed: CancellationToken,
@@ -53,17 +53,23 @@ impl Host {
     ///
     /// # Errors
     /// When this machine can not run compiled code.
-    pub fn new(config: &Plugins) -> anyhow::Result<Self> {
+    pub(crate) fn new(config: &Settings) -> anyhow::Result<Self> {
         let mut settings = Config::new();
-        settings.epoch_interruption(true).concurrency_support(false).cranelift_opt_level(OptLevel::Speed);
+        settings
+            .epoch_interruption(true)
+            .concurrency_support(false)
+            .cranelift_opt_level(OptLevel::Speed);
         match cache(&config.cache) {
             Ok(cache) => drop(settings.cache(cache)),
             Err(error) => warn!(error = format!("{error:#}"), "compiled plugins are not cached"),
         }
-        let engine = Engine::new(&settings).map_err(|error| anyhow!("cannot set up WebAssembly on this machine: {error:#}"))?;
+        let engine = Engine::new(&settings)
+            .map_err(|error| anyhow!("cannot set up WebAssembly on this machine: {error:#}"))?;
         let mut linker = Linker::new(&engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-        wasmtime_wasi_config::add_to_linker(&mut linker, |state: &mut State| WasiConfig::from(&state.config))?;
+        wasmtime_wasi_config::add_to_linker(&mut linker, |state: &mut State| {
+            WasiConfig::from(&state.config)
+        })?;
         Ok(Self {
             ticker: Ticker::start(&engine).context("cannot start a thread")?,
             engine,
@@ -80,7 +86,10 @@ impl Host {
     /// A short call, as nearly all are, runs here and now. One that does not come to its end
     /// within a few turns goes on in a thread of its own, so that it delays nothing else. There are
     /// as many threads as processors; waiting for one does not count as the call's time.
-    pub async fn run<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Option<T> {
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Option<T> {
         let mut work = Box::pin(work);
         let ticking = self.ticker.tick();
         for _ in 0..TURNS {
@@ -103,7 +112,8 @@ impl Host {
         };
         let (runtime, timeout, closed) = (Handle::current(), self.timeout, self.closed.clone());
         let slow = tokio::task::spawn_blocking(move || {
-            let result = runtime.block_on(closed.run_until_cancelled(tokio::time::timeout(timeout, work)));
+            let result =
+                runtime.block_on(closed.run_until_cancelled(tokio::time::timeout(timeout, work)));
             drop((thread, ticking));
             result?.ok()
         });
@@ -116,7 +126,7 @@ impl Host {
     }
 
     /// Breaks off the calls that still run in threads, which need the runtime, and returns when they are gone.
-    pub async fn close(&self) {
+    pub(crate) async fn close(&self) {
         self.closed.cancel();
         let gone = self.threads.acquire_many(threads());
         let _ = tokio::time::timeout(Duration::from_secs(1), gone).await;
@@ -147,17 +157,18 @@ impl Ticker {
     fn start(engine: &Engine) -> std::io::Result<Self> {
         let shared = Arc::new(Ticks::default());
         let (ticks, engine) = (shared.clone(), engine.clone());
-        let thread = std::thread::Builder::new().name("plugin-ticker".to_owned()).spawn(move || {
-            while !ticks.ended.load(Ordering::Acquire) {
-                match ticks.running.load(Ordering::Acquire) {
-                    0 => std::thread::park(),
-                    _ => {
-                        std::thread::sleep(TICK);
-                        engine.increment_epoch();
+        let thread =
+            std::thread::Builder::new().name("plugin-ticker".to_owned()).spawn(move || {
+                while !ticks.ended.load(Ordering::Acquire) {
+                    match ticks.running.load(Ordering::Acquire) {
+                        0 => std::thread::park(),
+                        _ => {
+                            std::thread::sleep(TICK);
+                            engine.increment_epoch();
+                        }
                     }
                 }
-            }
-        })?;
+            })?;
         Ok(Self { shared, thread: Some(thread) })
     }
 
@@ -210,14 +221,27 @@ fn cache(config: &Cache) -> anyhow::Result<Option<wasmtime::Cache>> {
 
 /// `CACHE_DIRECTORY` is what systemd gives a service.
 fn user_cache() -> Option<PathBuf> {
-    let folder = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from).filter(|path| path.is_absolute());
-    folder("CACHE_DIRECTORY")
-        .or_else(|| Some(folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")))?.join("nats-webhook-relay")))
+    let folder = |name| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    folder("CACHE_DIRECTORY").or_else(|| {
+        Some(
+            folder("XDG_CACHE_HOME")
+                .or_else(|| Some(folder("HOME")?.join(".cache")))?
+                .join("nats-webhook-relay"),
+        )
+    })
 }
 
 fn check_owner(folder: &Path) -> anyhow::Result<()> {
     let found = folder.metadata()?;
-    anyhow::ensure!(found.uid() == rustix::process::geteuid().as_raw(), "it belongs to another user");
+    anyhow::ensure!(
+        found.uid() == rustix::process::geteuid().as_raw(),
+        "it belongs to another user"
+    );
     anyhow::ensure!(found.mode() & 0o022 == 0, "others may write into it: chmod go-w");
     Ok(())
 }

@@ -13,7 +13,7 @@ use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
 /// Longer lines are cut.
-pub const MAX_LINE_BYTES: usize = 1024;
+pub(crate) const MAX_LINE_BYTES: usize = 1024;
 /// The most lines of one plugin that are logged in [`WINDOW`].
 const MAX_LINES: u32 = 100;
 const WINDOW: Duration = Duration::from_secs(1);
@@ -24,7 +24,7 @@ const PERMIT: usize = 64 * 1024;
 
 /// Which of the two streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stream {
+pub(crate) enum Stream {
     /// Standard output.
     Stdout,
     /// Standard error.
@@ -34,7 +34,7 @@ pub enum Stream {
 impl Stream {
     /// Its name.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Stdout => "stdout",
             Self::Stderr => "stderr",
@@ -43,11 +43,11 @@ impl Stream {
 }
 
 /// Takes lines.
-pub type Sink = Arc<dyn Fn(Stream, &str) + Send + Sync>;
+pub(crate) type Sink = Arc<dyn Fn(Stream, &str) + Send + Sync>;
 
 /// One stream of one instance; a clone is the same stream.
 #[derive(Clone)]
-pub struct Lines(Arc<Mutex<Open>>);
+pub(crate) struct Lines(Arc<Mutex<Open>>);
 
 struct Open {
     stream: Stream,
@@ -60,12 +60,12 @@ struct Open {
 impl Lines {
     /// A stream whose lines go to `sink`.
     #[must_use]
-    pub fn new(stream: Stream, hide: Hide, sink: Sink) -> Self {
+    pub(crate) fn new(stream: Stream, hide: Hide, sink: Sink) -> Self {
         Self(Arc::new(Mutex::new(Open { stream, line: Vec::new(), hide, sink })))
     }
 
     /// Ends a line that has begun.
-    pub fn end(&self) {
+    pub(crate) fn end(&self) {
         let mut open = self.open();
         if !open.line.is_empty() {
             open.end();
@@ -111,7 +111,7 @@ impl Open {
 
 /// At most [`MAX_LINE_BYTES`] of `text`; three dots stand for the rest.
 #[must_use]
-pub fn cut(text: &str) -> String {
+pub(crate) fn cut(text: &str) -> String {
     match text.get(..text.floor_char_boundary(MAX_LINE_BYTES)) {
         Some(start) if start.len() < text.len() => format!("{start} ..."),
         _ => text.to_owned(),
@@ -157,14 +157,15 @@ impl Pollable for Lines {
 
 /// Texts that are not to be shown.
 #[derive(Clone, Default)]
-pub struct Hide(Arc<[Secret]>);
+pub(crate) struct Hide(Arc<[Secret]>);
 
 impl Hide {
     /// Hides these, and each line of those that have several, as keys do.
     #[must_use]
-    pub fn new(secrets: impl IntoIterator<Item = Secret>) -> Self {
+    pub(crate) fn new(secrets: impl IntoIterator<Item = Secret>) -> Self {
         let texts = secrets.into_iter().flat_map(|secret| {
-            let lines = secret.expose().lines().map(str::trim).filter(|line| line.len() >= MIN_SECRET_LINE);
+            let lines =
+                secret.expose().lines().map(str::trim).filter(|line| line.len() >= MIN_SECRET_LINE);
             let lines: Vec<_> = lines.map(Secret::new).collect();
             lines.into_iter().chain([secret])
         });
@@ -180,14 +181,14 @@ impl Hide {
 
     /// `text` without them.
     #[must_use]
-    pub fn apply(&self, text: &str) -> String {
+    pub(crate) fn apply(&self, text: &str) -> String {
         self.0.iter().fold(text.to_owned(), |text, secret| text.replace(secret.expose(), "***"))
     }
 }
 
 /// Logs the lines of the plugin `name`, at most [`MAX_LINES`] in each [`WINDOW`].
 #[must_use]
-pub fn log(name: Arc<str>) -> Sink {
+pub(crate) fn log(name: Arc<str>) -> Sink {
     let window = Mutex::new((Instant::now(), 0u32));
     Arc::new(move |stream, line| {
         let (lines, dropped) = {
@@ -222,7 +223,11 @@ mod tests {
     fn lines(writes: &[&[u8]], hide: Hide) -> Vec<String> {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let sink = seen.clone();
-        let stream = Lines::new(Stream::Stdout, hide, Arc::new(move |_, line| sink.lock().unwrap().push(line.to_owned())));
+        let stream = Lines::new(
+            Stream::Stdout,
+            hide,
+            Arc::new(move |_, line| sink.lock().unwrap().push(line.to_owned())),
+        );
         for bytes in writes {
             stream.clone().write(Bytes::copy_from_slice(bytes)).unwrap();
         }
@@ -252,6 +257,9 @@ mod tests {
         let hide = Hide::new([Secret::new("hunter2"), Secret::new("")]);
         assert_eq!(lines(&[b"it is hun", b"ter2, hunter2\n"], hide.clone()), ["it is ***, ***"]);
         let at_the_cut = format!("{}hunter2\n", "x".repeat(MAX_LINE_BYTES - 3));
-        assert_eq!(lines(&[at_the_cut.as_bytes()], hide), [format!("{}***", "x".repeat(MAX_LINE_BYTES - 3))]);
+        assert_eq!(
+            lines(&[at_the_cut.as_bytes()], hide),
+            [format!("{}***", "x".repeat(MAX_LINE_BYTES - 3))]
+        );
     }
 }

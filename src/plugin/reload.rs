@@ -3,8 +3,9 @@
 //! The new chain is complete before it takes the place of the old one, or does not. Messages
 //! that have begun finish on the chain they began with, which is freed after the last of them.
 
-use super::{Chain, Plugins, files, output};
-use crate::metrics::{Reload, ReloadLabels};
+use crate::observe::metrics::{Reload, ReloadLabels};
+use crate::plugin::chain::Chain;
+use crate::plugin::{Plugins, files, output};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 use tracing::{error, info};
@@ -14,7 +15,7 @@ const WATCH: Duration = Duration::from_millis(500);
 
 impl Plugins {
     /// Loads all plugins again; where one is bad, all stay as they are.
-    pub async fn reload(&self) {
+    pub(crate) async fn reload(&self) {
         let result = match self.load_again().await {
             Ok(chain) => {
                 chain.count_from_zero(&self.metrics);
@@ -40,7 +41,7 @@ impl Plugins {
     ///
     /// The files are looked at from time to time: that works on every file system and in every
     /// container, and a file that is still being written is not read.
-    pub async fn changed(&self) {
+    pub(crate) async fn changed(&self) {
         if !self.config.watch {
             return std::future::pending().await;
         }

@@ -1,6 +1,9 @@
 //! A certificate authority of a test's own, and TLS endpoints with its certificates.
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose,
+};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tempfile::TempDir;
@@ -66,8 +69,14 @@ impl Authority {
         self.files(name, &certificate, &key)
     }
 
-    fn files(&self, name: &str, certificate: &rcgen::Certificate, key: &KeyPair) -> (String, String) {
-        let [cert, private] = ["crt", "key"].map(|end| self.folder.path().join(format!("{name}.{end}")));
+    fn files(
+        &self,
+        name: &str,
+        certificate: &rcgen::Certificate,
+        key: &KeyPair,
+    ) -> (String, String) {
+        let [cert, private] =
+            ["crt", "key"].map(|end| self.folder.path().join(format!("{name}.{end}")));
         std::fs::write(&cert, certificate.pem()).unwrap();
         std::fs::write(&private, key.serialize_pem()).unwrap();
         [cert, private].map(|path| path.to_str().unwrap().to_owned()).into()
@@ -83,7 +92,12 @@ impl Authority {
         self.issued("expired", &["127.0.0.1"], expire)
     }
 
-    fn issued(&self, name: &str, hosts: &[&str], change: impl Fn(&mut CertificateParams)) -> Issued {
+    fn issued(
+        &self,
+        name: &str,
+        hosts: &[&str],
+        change: impl Fn(&mut CertificateParams),
+    ) -> Issued {
         let usages = [ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let (certificate, key) = self.sign(hosts, &usages, |params| {
             params.distinguished_name.push(DnType::CommonName, name);
@@ -99,7 +113,9 @@ impl Authority {
         usages: &[ExtendedKeyUsagePurpose],
         change: impl Fn(&mut CertificateParams),
     ) -> (rcgen::Certificate, KeyPair) {
-        let mut params = CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).unwrap();
+        let mut params =
+            CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())
+                .unwrap();
         params.distinguished_name.push(DnType::CommonName, *names.first().unwrap_or(&"nobody"));
         params.extended_key_usages = usages.to_vec();
         change(&mut params);
@@ -122,26 +138,40 @@ impl Authority {
         self.configure(names, &[], false, expire)
     }
 
-    fn configure(&self, names: &[&str], alpn: &[&str], clients: bool, change: impl Fn(&mut CertificateParams)) -> ServerConfig {
+    fn configure(
+        &self,
+        names: &[&str],
+        alpn: &[&str],
+        clients: bool,
+        change: impl Fn(&mut CertificateParams),
+    ) -> ServerConfig {
         let (certificate, key) = self.sign(names, &[ExtendedKeyUsagePurpose::ServerAuth], change);
         let provider = Arc::new(ring::default_provider());
-        let builder = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().unwrap();
+        let builder = ServerConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .unwrap();
         let builder = if clients {
             let mut roots = RootCertStore::empty();
             roots.add(self.issuer.der().clone()).unwrap();
-            builder.with_client_cert_verifier(WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap())
+            builder.with_client_cert_verifier(
+                WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+                    .build()
+                    .unwrap(),
+            )
         } else {
             builder.with_no_client_auth()
         };
         let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-        let mut config = builder.with_single_cert(vec![CertificateDer::from(certificate)], key).unwrap();
+        let mut config =
+            builder.with_single_cert(vec![CertificateDer::from(certificate)], key).unwrap();
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
         config
     }
 }
 
 fn expire(params: &mut CertificateParams) {
-    (params.not_before, params.not_after) = (rcgen::date_time_ymd(2020, 1, 1), rcgen::date_time_ymd(2021, 1, 1));
+    (params.not_before, params.not_after) =
+        (rcgen::date_time_ymd(2020, 1, 1), rcgen::date_time_ymd(2021, 1, 1));
 }
 
 /// A TLS server on a free port, for [`super::endpoint::Endpoint::serve`]. Connections are numbered from 0.
@@ -171,7 +201,9 @@ impl TlsListener {
                     match acceptor.accept(stream).into_fallible().await {
                         Ok(stream) => drop(sender.send((stream, number)).await),
                         // Closed only when the client has closed, so that it can read why.
-                        Err((_, mut stream)) => drop(tokio::io::copy(&mut stream, &mut tokio::io::sink()).await),
+                        Err((_, mut stream)) => {
+                            drop(tokio::io::copy(&mut stream, &mut tokio::io::sink()).await)
+                        }
                     }
                 });
             }

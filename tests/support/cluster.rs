@@ -25,7 +25,11 @@ impl Cluster {
     /// Starts this many nodes and waits until JetStream answers, which in a cluster takes a leader.
     pub async fn start(size: usize) -> Self {
         // Without advertising, a client knows no way around a proxy.
-        let cluster = Self::with(&vec!["jetstream { max_file_store: 4GB }".to_owned(); size], "no_advertise: true").await;
+        let cluster = Self::with(
+            &vec!["jetstream { max_file_store: 4GB }".to_owned(); size],
+            "no_advertise: true",
+        )
+        .await;
         let client = cluster.client().await;
         until("JetStream answers", || ask(&client, "INFO", json!({}))).await;
         cluster
@@ -35,19 +39,26 @@ impl Cluster {
     pub async fn telling(configs: &[String]) -> Self {
         let cluster = Self::with(configs, "no_advertise: false").await;
         for node in &cluster.nodes {
-            eventually("the nodes know each other", || node.greeting().matches("127.0.0.1:").count() == configs.len()).await;
+            eventually("the nodes know each other", || {
+                node.greeting().matches("127.0.0.1:").count() == configs.len()
+            })
+            .await;
         }
         cluster
     }
 
     async fn with(configs: &[String], advertise: &str) -> Self {
         let kept: Vec<_> = configs.iter().map(|_| (Kept::port(), Kept::port())).collect();
-        let routes: Vec<_> = kept.iter().map(|(_, route)| format!("nats://127.0.0.1:{}", route.number)).collect();
+        let routes: Vec<_> =
+            kept.iter().map(|(_, route)| format!("nats://127.0.0.1:{}", route.number)).collect();
         let mut nodes = Vec::new();
         for (number, ((port, route), config)) in kept.into_iter().zip(configs).enumerate() {
             let mut config = format!("server_name: n{number}\n{config}\n");
             if configs.len() > 1 {
-                config += &format!("cluster {{ name: test, listen: \"127.0.0.1:{}\", {advertise}, routes: {routes:?} }}\n", route.number);
+                config += &format!(
+                    "cluster {{ name: test, listen: \"127.0.0.1:{}\", {advertise}, routes: {routes:?} }}\n",
+                    route.number
+                );
             }
             nodes.push(Node::start(port, route, &config));
         }
@@ -68,8 +79,11 @@ impl Cluster {
 
     /// A client that knows all nodes and tries for as long as it takes.
     pub async fn client(&self) -> Client {
-        let urls: Vec<async_nats::ServerAddr> =
-            self.ports().iter().map(|port| format!("nats://127.0.0.1:{port}").parse().unwrap()).collect();
+        let urls: Vec<async_nats::ServerAddr> = self
+            .ports()
+            .iter()
+            .map(|port| format!("nats://127.0.0.1:{port}").parse().unwrap())
+            .collect();
         let options = async_nats::ConnectOptions::new()
             .retry_on_initial_connect()
             .ping_interval(Duration::from_secs(2))
@@ -78,14 +92,23 @@ impl Cluster {
     }
 
     /// Creates a stream with a replica on each node. `settings` are added and win.
-    pub async fn create_stream(&self, client: &Client, name: &str, subjects: &str, settings: Value) {
+    pub async fn create_stream(
+        &self,
+        client: &Client,
+        name: &str,
+        subjects: &str,
+        settings: Value,
+    ) {
         let mut config = json!({
             "name": name, "subjects": [subjects], "storage": "file", "num_replicas": self.nodes.len(), "retention": "limits",
             "discard": "old", "max_age": 0, "max_msgs": -1, "max_bytes": -1, "max_consumers": -1,
         });
         config.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
         // A cluster has to have heard of all its nodes first.
-        until(&format!("stream {name}"), || ask(client, format!("STREAM.CREATE.{name}"), config.clone())).await;
+        until(&format!("stream {name}"), || {
+            ask(client, format!("STREAM.CREATE.{name}"), config.clone())
+        })
+        .await;
         until(&format!("stream {name} is on all nodes"), || self.is_complete(client, name)).await;
     }
 
@@ -95,7 +118,10 @@ impl Cluster {
         let Some(replicas) = info["cluster"]["replicas"].as_array() else {
             return if self.nodes.len() == 1 { Ok(()) } else { Err(info.to_string()) };
         };
-        let current = replicas.iter().filter(|replica| replica["current"] == true && replica["offline"] != true).count();
+        let current = replicas
+            .iter()
+            .filter(|replica| replica["current"] == true && replica["offline"] != true)
+            .count();
         if current + 1 == self.nodes.len() { Ok(()) } else { Err(info["cluster"].to_string()) }
     }
 }
@@ -194,13 +220,20 @@ impl Kept {
 pub async fn ask(client: &Client, subject: impl AsRef<str>, body: Value) -> Result<Value, String> {
     let body = if body == json!({}) { String::new() } else { body.to_string() };
     let request = Request::new().payload(body.into()).timeout(Some(Duration::from_secs(2)));
-    let answer = client.send_request(format!("$JS.API.{}", subject.as_ref()), request).await.map_err(|error| error.to_string())?;
-    let answer: Value = serde_json::from_slice(&answer.payload).map_err(|error| error.to_string())?;
+    let answer = client
+        .send_request(format!("$JS.API.{}", subject.as_ref()), request)
+        .await
+        .map_err(|error| error.to_string())?;
+    let answer: Value =
+        serde_json::from_slice(&answer.payload).map_err(|error| error.to_string())?;
     if answer["error"].is_null() { Ok(answer) } else { Err(answer["error"].to_string()) }
 }
 
 /// Tries until it works.
-pub async fn until<T, F: Future<Output = Result<T, String>>>(what: &str, mut attempt: impl FnMut() -> F) -> T {
+pub async fn until<T, F: Future<Output = Result<T, String>>>(
+    what: &str,
+    mut attempt: impl FnMut() -> F,
+) -> T {
     let mut last = String::new();
     let tried = async {
         loop {
@@ -226,26 +259,37 @@ pub struct Stored {
 
 impl Stored {
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+        self.headers
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+            .map(str::trim)
     }
 }
 
 /// Everything in a stream, from its beginning.
 pub async fn read_stream(client: &Client, stream: &str) -> Vec<Stored> {
-    let info = until(&format!("the state of {stream}"), || ask(client, format!("STREAM.INFO.{stream}"), json!({}))).await;
+    let info = until(&format!("the state of {stream}"), || {
+        ask(client, format!("STREAM.INFO.{stream}"), json!({}))
+    })
+    .await;
     let bound = |name: &str| info["state"][name].as_u64().unwrap();
-    let messages: Vec<Option<Stored>> = futures_util::stream::iter(bound("first_seq").max(1)..=bound("last_seq"))
-        .map(|sequence| read_message(client, stream, sequence))
-        .buffered(32)
-        .try_collect()
-        .await
-        .unwrap();
+    let messages: Vec<Option<Stored>> =
+        futures_util::stream::iter(bound("first_seq").max(1)..=bound("last_seq"))
+            .map(|sequence| read_message(client, stream, sequence))
+            .buffered(32)
+            .try_collect()
+            .await
+            .unwrap();
     let messages: Vec<_> = messages.into_iter().flatten().collect();
     assert_eq!(messages.len() as u64, bound("messages"), "{stream} was read completely");
     messages
 }
 
-async fn read_message(client: &Client, stream: &str, sequence: u64) -> Result<Option<Stored>, String> {
+async fn read_message(
+    client: &Client,
+    stream: &str,
+    sequence: u64,
+) -> Result<Option<Stored>, String> {
     let read = || async move {
         match ask(client, format!("STREAM.MSG.GET.{stream}"), json!({ "seq": sequence })).await {
             Ok(answer) => Ok(Some(answer)),
@@ -253,7 +297,9 @@ async fn read_message(client: &Client, stream: &str, sequence: u64) -> Result<Op
             Err(error) => Err(error),
         }
     };
-    let Some(answer) = until(&format!("message {sequence} of {stream}"), read).await else { return Ok(None) };
+    let Some(answer) = until(&format!("message {sequence} of {stream}"), read).await else {
+        return Ok(None);
+    };
     let message = &answer["message"];
     let decoded = |name: &str| STANDARD.decode(message[name].as_str().unwrap_or_default()).unwrap();
     Ok(Some(Stored {

@@ -37,7 +37,14 @@ impl Component {
     /// One without any hook.
     pub fn new() -> Self {
         let none = String::new;
-        Self { hooks: Vec::new(), imports: none(), fields: none(), world: none(), packages: none(), wit: Vec::new() }
+        Self {
+            hooks: Vec::new(),
+            imports: none(),
+            fields: none(),
+            world: none(),
+            packages: none(),
+            wit: Vec::new(),
+        }
     }
 
     /// One with a single hook.
@@ -84,25 +91,44 @@ impl Component {
             assert!(plugin.contains(from.as_str()), "{from} is not in plugin.wit");
             plugin = plugin.replace(from, to);
         }
-        let package = plugin.lines().find_map(|line| line.strip_prefix("package ")).unwrap().trim_end_matches(';');
+        let package = plugin
+            .lines()
+            .find_map(|line| line.strip_prefix("package "))
+            .unwrap()
+            .trim_end_matches(';');
         let (package, version) = package.split_once('@').unwrap();
         let interface = |hook: &str| format!("{package}/{hook}@{version}");
 
         let module = self.module(&interface);
         let used = CAPABILITIES.iter().filter(|capability| module.contains(capability.imports));
-        let imports: BTreeSet<_> = used.flat_map(|capability| capability.world.split_inclusive(';')).map(str::trim).collect();
+        let imports: BTreeSet<_> = used
+            .flat_map(|capability| capability.world.split_inclusive(';'))
+            .map(str::trim)
+            .collect();
         let imports = String::from_iter(imports);
-        let exports: String = self.hooks.iter().map(|(hook, _)| format!("export {};\n", interface(hook))).collect();
-        let world = format!("package test:plugin;\nworld plugin {{ {imports} {} {exports} }}\n{WASI}\n{}", self.world, self.packages);
+        let exports: String =
+            self.hooks.iter().map(|(hook, _)| format!("export {};\n", interface(hook))).collect();
+        let world = format!(
+            "package test:plugin;\nworld plugin {{ {imports} {} {exports} }}\n{WASI}\n{}",
+            self.world, self.packages
+        );
         let mut resolve = Resolve::default();
-        resolve.push_str("store.wit", include_str!("../../wit/deps/wasi-config/store.wit")).unwrap();
+        resolve
+            .push_str("store.wit", include_str!("../../wit/deps/wasi-config/store.wit"))
+            .unwrap();
         resolve.push_str("plugin.wit", &plugin).unwrap();
-        let test = resolve.push_str("test.wit", &world).unwrap_or_else(|error| panic!("{error:?}\n{world}"));
+        let test = resolve
+            .push_str("test.wit", &world)
+            .unwrap_or_else(|error| panic!("{error:?}\n{world}"));
         let world = resolve.select_world(&[test], Some("plugin")).unwrap();
 
-        let mut binary = wat::parse_str(&module).unwrap_or_else(|error| panic!("{error}\n{module}"));
+        let mut binary =
+            wat::parse_str(&module).unwrap_or_else(|error| panic!("{error}\n{module}"));
         embed_component_metadata(&mut binary, &resolve, world, StringEncoding::UTF8).unwrap();
-        let encoded = ComponentEncoder::default().validate(true).module(&binary).and_then(|mut encoder| encoder.encode());
+        let encoded = ComponentEncoder::default()
+            .validate(true)
+            .module(&binary)
+            .and_then(|mut encoder| encoder.encode());
         encoded.unwrap_or_else(|error| panic!("{error:?}\n{module}"))
     }
 
@@ -116,8 +142,11 @@ impl Component {
                 _ => "remap",
             };
             // A changed plugin.wit may call the function differently.
-            let renamed = self.wit.iter().find_map(|(from, to)| Some((from.strip_suffix(": func")?, to.strip_suffix(": func")?)));
-            let function = renamed.filter(|(from, _)| *from == function).map_or(function, |(_, to)| to);
+            let renamed = self.wit.iter().find_map(|(from, to)| {
+                Some((from.strip_suffix(": func")?, to.strip_suffix(": func")?))
+            });
+            let function =
+                renamed.filter(|(from, _)| *from == function).map_or(function, |(_, to)| to);
             let name = format!("{}#{function}", interface(hook));
             write!(
                 functions,
@@ -138,8 +167,12 @@ impl Component {
         let (mut imports, mut library) = (self.imports.clone(), String::new());
         let mut left: Vec<_> = CAPABILITIES.iter().collect();
         loop {
-            let called = |name: &str| functions.contains(&format!("(call ${name}")) || library.contains(&format!("(call ${name}"));
-            let (used, unused): (Vec<_>, Vec<_>) = left.into_iter().partition(|capability| called(capability.name));
+            let called = |name: &str| {
+                functions.contains(&format!("(call ${name}"))
+                    || library.contains(&format!("(call ${name}"))
+            };
+            let (used, unused): (Vec<_>, Vec<_>) =
+                left.into_iter().partition(|capability| called(capability.name));
             left = unused;
             if used.is_empty() {
                 break;
@@ -187,7 +220,9 @@ fn with_texts(module: &str) -> (String, String, usize) {
 pub fn quoted(bytes: impl AsRef<[u8]>) -> String {
     let escaped: String = bytes.as_ref().iter().fold(String::new(), |mut text, byte| {
         match byte {
-            b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b' ' | b'-' | b'.' | b':' => text.push(char::from(*byte)),
+            b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b' ' | b'-' | b'.' | b':' => {
+                text.push(char::from(*byte))
+            }
             _ => write!(text, "\\{byte:02x}").unwrap(),
         }
         text
@@ -249,7 +284,8 @@ pub fn say(line: impl AsRef<[u8]>) -> String {
 }
 
 /// Writes the text that was put together to stdout, as a line.
-pub const SAY_OUT: &str = "(call $put_byte (i32.const 10)) (call $print (call $out)) (global.set $out_len (i32.const 0))";
+pub const SAY_OUT: &str =
+    "(call $put_byte (i32.const 10)) (call $print (call $out)) (global.set $out_len (i32.const 0))";
 
 /// Appends to the text that [`OUT`] returns.
 pub fn put(text: impl AsRef<[u8]>) -> String {
@@ -639,7 +675,10 @@ impl Folder {
 
     /// These files of it as a value of `PLUGINS`.
     pub fn list(&self, names: &[&str]) -> String {
-        let paths: Vec<_> = names.iter().map(|name| self.0.path().join(name).to_str().unwrap().to_owned()).collect();
+        let paths: Vec<_> = names
+            .iter()
+            .map(|name| self.0.path().join(name).to_str().unwrap().to_owned())
+            .collect();
         paths.join(":")
     }
 }

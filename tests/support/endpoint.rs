@@ -102,17 +102,28 @@ impl Endpoint {
         Self::start(|_| Reply::ok()).await
     }
 
-    pub fn on(listener: TcpListener, reply: impl Fn(&Call) -> Reply + Send + Sync + 'static) -> Self {
+    pub fn on(
+        listener: TcpListener,
+        reply: impl Fn(&Call) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let port = listener.local_addr().unwrap().port();
         Self::serve("http", port, listener, reply)
     }
 
     /// Answers over TLS.
-    pub fn tls(listener: TlsListener, reply: impl Fn(&Call) -> Reply + Send + Sync + 'static) -> Self {
+    pub fn tls(
+        listener: TlsListener,
+        reply: impl Fn(&Call) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         Self::serve("https", listener.port, listener, reply)
     }
 
-    fn serve<L>(scheme: &'static str, port: u16, listener: L, reply: impl Fn(&Call) -> Reply + Send + Sync + 'static) -> Self
+    fn serve<L>(
+        scheme: &'static str,
+        port: u16,
+        listener: L,
+        reply: impl Fn(&Call) -> Reply + Send + Sync + 'static,
+    ) -> Self
     where
         L: Listener<Addr: std::fmt::Debug>,
         Connection: for<'a> Connected<IncomingStream<'a, L>>,
@@ -124,7 +135,8 @@ impl Endpoint {
             let (calls, reply) = (recorded.clone(), reply.clone());
             async move { handle(request, &calls, &*reply).await }
         };
-        let router = Router::new().fallback(handler).into_make_service_with_connect_info::<Connection>();
+        let router =
+            Router::new().fallback(handler).into_make_service_with_connect_info::<Connection>();
         let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         Self { port, scheme, calls, server }
     }
@@ -149,7 +161,10 @@ impl Endpoint {
 
     /// Waits until the first `count` calls have been answered.
     pub async fn answered(&self, count: usize) -> Vec<Call> {
-        let done = || self.calls.lock().unwrap().iter().filter(|call| call.answered_at.is_some()).count() >= count;
+        let done = || {
+            self.calls.lock().unwrap().iter().filter(|call| call.answered_at.is_some()).count()
+                >= count
+        };
         super::eventually(&format!("{count} answers"), done).await;
         self.calls()
     }
@@ -161,14 +176,27 @@ impl Drop for Endpoint {
     }
 }
 
-async fn handle(request: Request, calls: &Mutex<Vec<Call>>, reply: &(impl Fn(&Call) -> Reply + Send + Sync)) -> Response {
+async fn handle(
+    request: Request,
+    calls: &Mutex<Vec<Call>>,
+    reply: &(impl Fn(&Call) -> Reply + Send + Sync),
+) -> Response {
     let (parts, body) = request.into_parts();
     let at = Instant::now();
     let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
     let path = parts.uri.path_and_query().map_or_else(String::new, ToString::to_string);
     let ConnectInfo(Connection(connection)) = parts.extensions.get().copied().unwrap();
     let method = parts.method.to_string();
-    let call = Call { method, path, version: parts.version, connection, headers: parts.headers, body, at, answered_at: None };
+    let call = Call {
+        method,
+        path,
+        version: parts.version,
+        connection,
+        headers: parts.headers,
+        body,
+        at,
+        answered_at: None,
+    };
     let index = {
         let mut calls = calls.lock().unwrap();
         calls.push(call.clone());
@@ -187,7 +215,9 @@ async fn handle(request: Request, calls: &Mutex<Vec<Call>>, reply: &(impl Fn(&Ca
 type Conversation = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A TCP server that does to each connection what `converse` says; connections are numbered from 0.
-pub async fn raw(converse: impl Fn(usize, TcpStream) -> Conversation + Send + Sync + 'static) -> u16 {
+pub async fn raw(
+    converse: impl Fn(usize, TcpStream) -> Conversation + Send + Sync + 'static,
+) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
@@ -214,7 +244,11 @@ pub async fn request(stream: &mut TcpStream) -> Option<String> {
             && let Some(end) = request.windows(4).position(|window| window == b"\r\n\r\n")
         {
             let head = String::from_utf8_lossy(&request[..end]).to_lowercase();
-            let length = head.split("content-length: ").nth(1).and_then(|rest| rest.split("\r\n").next()?.parse().ok()).unwrap_or(0);
+            let length = head
+                .split("content-length: ")
+                .nth(1)
+                .and_then(|rest| rest.split("\r\n").next()?.parse().ok())
+                .unwrap_or(0);
             whole = Some(end + 4 + length);
         }
         if whole.is_some_and(|whole| request.len() >= whole) {

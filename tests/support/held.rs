@@ -55,11 +55,18 @@ impl Held {
             let (called, hangs, mut gate) = (called.clone(), hangs.clone(), gate.clone());
             async move {
                 let (parts, body) = request.into_parts();
-                let header = |name: &str| parts.headers.get(name).map_or_else(String::new, |value| value.to_str().unwrap().to_owned());
-                let (subject, replica, id) = (header("nats-subject"), header("x-replica"), header("webhook-id"));
+                let header = |name: &str| {
+                    parts
+                        .headers
+                        .get(name)
+                        .map_or_else(String::new, |value| value.to_str().unwrap().to_owned())
+                };
+                let (subject, replica, id) =
+                    (header("nats-subject"), header("x-replica"), header("webhook-id"));
                 let body = axum::body::to_bytes(body, usize::MAX).await.unwrap_or_default();
                 let word = body.split(|byte| *byte == b' ').next().unwrap_or_default();
-                let call = Call { subject, replica, id, word: String::from_utf8_lossy(word).into_owned() };
+                let call =
+                    Call { subject, replica, id, word: String::from_utf8_lossy(word).into_owned() };
                 let needed = if hangs(&call) { Released::All } else { Released::Most };
                 called.lock().unwrap().push(call);
                 let _ = gate.wait_for(|released| *released >= needed).await;
@@ -101,7 +108,8 @@ impl Held {
 
     /// Waits until there have been `count` calls.
     pub async fn called(&self, count: usize) {
-        super::eventually(&format!("{count} calls"), || self.calls.lock().unwrap().len() >= count).await;
+        super::eventually(&format!("{count} calls"), || self.calls.lock().unwrap().len() >= count)
+            .await;
     }
 }
 

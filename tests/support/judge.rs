@@ -101,7 +101,12 @@ impl Verdict {
             duplicated: duplicated(&record.relayed),
             out_of_order: out_of_order(&record.relayed),
             barrier_violations: barrier_violations(&record.relayed, &record.calls),
-            lost_by_the_server: record.acknowledged.iter().filter(|key| !source.contains(key)).cloned().collect(),
+            lost_by_the_server: record
+                .acknowledged
+                .iter()
+                .filter(|key| !source.contains(key))
+                .cloned()
+                .collect(),
             doubled_by_the_server: doubled,
             unknown: relayed.union(&failed).filter(unknown).map(|key| (*key).clone()).collect(),
         }
@@ -118,7 +123,10 @@ impl Verdict {
             ("stored twice by the server", &self.doubled_by_the_server),
             ("never published", &self.unknown),
         ];
-        all.into_iter().filter(|(_, keys)| !keys.is_empty()).map(|(what, keys)| (what, &keys[..])).collect()
+        all.into_iter()
+            .filter(|(_, keys)| !keys.is_empty())
+            .map(|(what, keys)| (what, &keys[..]))
+            .collect()
     }
 }
 
@@ -142,7 +150,11 @@ impl fmt::Display for Verdict {
 fn duplicated(relayed: &[Copy]) -> Vec<Key> {
     let (mut keys, mut ids) = (HashSet::new(), HashSet::new());
     // Both are to remember it, so neither is left out.
-    relayed.iter().filter(|copy| !keys.insert(&copy.key) | !ids.insert(&copy.id)).map(|copy| copy.key.clone()).collect()
+    relayed
+        .iter()
+        .filter(|copy| !keys.insert(&copy.key) | !ids.insert(&copy.id))
+        .map(|copy| copy.key.clone())
+        .collect()
 }
 
 fn out_of_order(relayed: &[Copy]) -> Vec<Key> {
@@ -163,6 +175,7 @@ fn barrier_violations(relayed: &[Copy], calls: &[Call]) -> Vec<Key> {
         let first = accepted.entry((&call.key, &call.id)).or_insert(call.at);
         *first = call.at.min(*first);
     }
-    let before = |copy: &&Copy| accepted.get(&(&copy.key, &*copy.id)).is_none_or(|at| *at > copy.at);
+    let before =
+        |copy: &&Copy| accepted.get(&(&copy.key, &*copy.id)).is_none_or(|at| *at > copy.at);
     relayed.iter().filter(before).map(|copy| copy.key.clone()).collect()
 }

@@ -3,7 +3,14 @@
 //! Everything listens on a port of the system's choice and is killed when dropped. Waiting is
 //! for conditions, with limits that a slow machine does not reach.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs, unreachable_pub)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    unreachable_pub
+)]
 
 pub mod authority;
 pub mod cluster;
@@ -38,12 +45,17 @@ pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 
 /// Awaits with a limit.
 pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(LIMIT, future).await.unwrap_or_else(|_| panic!("{what}: not within {LIMIT:?}"))
+    tokio::time::timeout(LIMIT, future)
+        .await
+        .unwrap_or_else(|_| panic!("{what}: not within {LIMIT:?}"))
 }
 
 /// Sends `signal` (TERM, INT, KILL, STOP, CONT) to a process that a test has started.
 pub fn signal(pid: u32, signal: &str) {
-    let status = std::process::Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status().unwrap();
+    let status = std::process::Command::new("kill")
+        .args([&format!("-{signal}"), &pid.to_string()])
+        .status()
+        .unwrap();
     assert!(status.success(), "kill -{signal} {pid}");
 }
 

@@ -78,19 +78,23 @@ impl NatsServer {
     }
 
     pub async fn client(&self) -> async_nats::Client {
-        let options = async_nats::ConnectOptions::new().subscription_capacity(1 << 20).retry_on_initial_connect();
+        let options = async_nats::ConnectOptions::new()
+            .subscription_capacity(1 << 20)
+            .retry_on_initial_connect();
         within("test client connects", options.connect(self.url())).await.unwrap()
     }
 
     /// A client that logs in.
     pub async fn client_as(&self, user: &str, password: &str) -> async_nats::Client {
-        let options = async_nats::ConnectOptions::with_user_and_password(user.into(), password.into());
+        let options =
+            async_nats::ConnectOptions::with_user_and_password(user.into(), password.into());
         within("test client connects", options.connect(self.url())).await.unwrap()
     }
 
     /// The address for web sockets, where `config` has switched them on.
     pub fn websocket_url(&self) -> String {
-        let file = self.folder.path().join(format!("{}_{}.ports", server_name(), self.process.id()));
+        let file =
+            self.folder.path().join(format!("{}_{}.ports", server_name(), self.process.id()));
         let text = std::fs::read_to_string(file).unwrap();
         let url = |scheme: &str| {
             let port = text.split(&format!("\"{scheme}://127.0.0.1:")).nth(1)?.split('"').next()?;
@@ -102,12 +106,16 @@ impl NatsServer {
     /// Reads the port from the file that the server writes when it listens.
     fn await_port(&self) -> u16 {
         let start = Instant::now();
-        let file = self.folder.path().join(format!("{}_{}.ports", server_name(), self.process.id()));
+        let file =
+            self.folder.path().join(format!("{}_{}.ports", server_name(), self.process.id()));
         while start.elapsed() < LIMIT {
             let text = std::fs::read_to_string(&file).unwrap_or_default();
             // The scheme is tls where the server wants that.
             let urls = ["nats://127.0.0.1:", "tls://127.0.0.1:"];
-            let found = urls.iter().find_map(|url| text.split(url).nth(1)).and_then(|rest| rest.split('"').next());
+            let found = urls
+                .iter()
+                .find_map(|url| text.split(url).nth(1))
+                .and_then(|rest| rest.split('"').next());
             if let Some(port) = found
                 && std::net::TcpStream::connect(("127.0.0.1", port.parse().unwrap())).is_ok()
             {

@@ -23,14 +23,21 @@ impl Operator {
     }
 
     pub fn server(&self) -> NatsServer {
-        let operator = jwt(&self.key, &self.key.public_key(), json!({}), json!({"type": "operator", "version": 2}));
+        let operator = jwt(
+            &self.key,
+            &self.key.public_key(),
+            json!({}),
+            json!({"type": "operator", "version": 2}),
+        );
         let limits = json!({
             "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true, "conn": -1, "leaf": -1,
         });
         let account = self.account.public_key();
         let claims = json!({"type": "account", "version": 2, "limits": limits});
         let account_jwt = jwt(&self.key, &account, json!({}), claims);
-        NatsServer::with_config(&format!("operator: {operator}\nresolver: MEMORY\nresolver_preload: {{ {account}: {account_jwt} }}"))
+        NatsServer::with_config(&format!(
+            "operator: {operator}\nresolver: MEMORY\nresolver_preload: {{ {account}: {account_jwt} }}"
+        ))
     }
 
     /// A user who may do anything.
@@ -41,7 +48,10 @@ impl Operator {
     /// A user with more in the JWT: beside what NATS defines, and within it.
     pub fn user_with(&self, more: Value, nats: Value) -> User {
         let key = KeyPair::new_user();
-        let claims = merged(json!({"type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1}), nats);
+        let claims = merged(
+            json!({"type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1}),
+            nats,
+        );
         User { jwt: jwt(&self.account, &key.public_key(), more, claims), seed: key.seed().unwrap() }
     }
 }

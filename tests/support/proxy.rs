@@ -203,7 +203,8 @@ async fn forward(client: TcpStream, port: u16, state: Arc<Mutex<State>>) {
     }
     let Ok(server) = socket.connect(([127, 0, 0, 1], port).into()).await else { return };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
-    let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+    let ((from_client, to_client), (from_server, to_server)) =
+        (client.into_split(), server.into_split());
     let swallow = |bytes: &[u8]| {
         let mut state = state.lock().unwrap();
         if state.swallowing {
@@ -213,7 +214,10 @@ async fn forward(client: TcpStream, port: u16, state: Arc<Mutex<State>>) {
     };
     let hold = |bytes: &[u8]| {
         let mut state = state.lock().unwrap();
-        let holding = state.hold.as_ref().is_some_and(|text| bytes.windows(text.len()).any(|window| window == text));
+        let holding = state
+            .hold
+            .as_ref()
+            .is_some_and(|text| bytes.windows(text.len()).any(|window| window == text));
         state.held = if holding { bytes.to_vec() } else { Vec::new() };
         holding
     };
@@ -248,7 +252,9 @@ async fn copy(
             sleep(Duration::from_millis(5)).await;
         }
         let passing = pass(read);
-        if !swallow(&buffer[..passing]) && to.write_all(&buffer[..passing]).await.is_err() || passing < read {
+        if !swallow(&buffer[..passing]) && to.write_all(&buffer[..passing]).await.is_err()
+            || passing < read
+        {
             return;
         }
     }

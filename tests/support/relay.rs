@@ -30,7 +30,11 @@ pub fn command(folder: &TempDir, variables: &[(&str, &str)]) -> Command {
 }
 
 fn prepared(mut command: Command, folder: &TempDir, variables: &[(&str, &str)]) -> Command {
-    command.env_clear().current_dir(folder.path()).envs(variables.iter().copied()).stdin(Stdio::null());
+    command
+        .env_clear()
+        .current_dir(folder.path())
+        .envs(variables.iter().copied())
+        .stdin(Stdio::null());
     command
 }
 
@@ -62,13 +66,23 @@ impl Relay {
     }
 
     /// Starts the relay after a shell has run `setting`, such as `ulimit -n 40`.
-    pub fn spawn_under(setting: &str, nats: &str, destination: &str, variables: &[(&str, &str)]) -> Self {
+    pub fn spawn_under(
+        setting: &str,
+        nats: &str,
+        destination: &str,
+        variables: &[(&str, &str)],
+    ) -> Self {
         let mut shell = Command::new("sh");
         shell.arg("-c").arg(format!("{setting} && exec '{BINARY}'"));
         Self::spawn_by(shell, nats, destination, variables)
     }
 
-    fn spawn_by(command: Command, nats: &str, destination: &str, variables: &[(&str, &str)]) -> Self {
+    fn spawn_by(
+        command: Command,
+        nats: &str,
+        destination: &str,
+        variables: &[(&str, &str)],
+    ) -> Self {
         let mut all = vec![
             ("WEBHOOK_DESTINATION", destination),
             ("NATS_HOST", nats),
@@ -79,7 +93,11 @@ impl Relay {
         all.extend_from_slice(variables);
         let folder = TempDir::new().unwrap();
         let path = folder.path().join("relay.log");
-        let process = prepared(command, &folder, &all).stdout(Stdio::null()).stderr(File::create(&path).unwrap()).spawn().unwrap();
+        let process = prepared(command, &folder, &all)
+            .stdout(Stdio::null())
+            .stderr(File::create(&path).unwrap())
+            .spawn()
+            .unwrap();
         let log = Log { file: File::open(&path).unwrap(), lines: Vec::new(), begun: Vec::new() };
         Self { process: Mutex::new(process), log: Mutex::new(log), _folder: folder }
     }
@@ -139,7 +157,8 @@ impl Relay {
         let address = field(&line, "address").to_owned();
         let exchange = async {
             let mut stream = tokio::net::TcpStream::connect(&address).await.unwrap();
-            let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+            let request =
+                format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
             stream.write_all(request.as_bytes()).await.unwrap();
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await.unwrap();
@@ -153,7 +172,9 @@ impl Relay {
     /// One value of /metrics, such as `messages_relayed_total`; 0 while it has none.
     pub async fn metric(&self, name: &str) -> u64 {
         let (_, text) = self.get("/metrics").await;
-        let value = text.lines().find_map(|line| line.strip_prefix("nats_webhook_relay_")?.strip_prefix(name)?.strip_prefix(' '));
+        let value = text.lines().find_map(|line| {
+            line.strip_prefix("nats_webhook_relay_")?.strip_prefix(name)?.strip_prefix(' ')
+        });
         value.map_or(0, |value| value.parse().unwrap())
     }
 
@@ -185,7 +206,8 @@ impl Relay {
     fn log_is_written(&self, pid: u32) {
         let is_asleep = || {
             let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?;
-            let stats = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("stat")).ok());
+            let stats = tasks
+                .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("stat")).ok());
             stats.filter_map(|stat| Some(stat.split_once("(log) ")?.1.starts_with('S'))).next()
         };
         let since = std::time::Instant::now();
@@ -233,6 +255,9 @@ impl Drop for Relay {
 
 /// A field of a JSON log line, without quotes.
 pub fn field<'a>(line: &'a str, name: &str) -> &'a str {
-    let value = line.split(&format!("\"{name}\":")).nth(1).unwrap_or_else(|| panic!("{name} is missing in {line}"));
+    let value = line
+        .split(&format!("\"{name}\":"))
+        .nth(1)
+        .unwrap_or_else(|| panic!("{name} is missing in {line}"));
     value.trim_start_matches('"').split(['"', ',', '}']).next().unwrap()
 }

@@ -23,8 +23,13 @@ impl Setup {
     }
 
     /// Relays through these plugins (a value of `PLUGINS`), without a cache of compiled code.
-    pub async fn with_plugins(destination: &str, plugins: &str, variables: &[(&str, &str)]) -> Self {
-        let mut all = vec![("PLUGINS", plugins), ("PLUGIN_CACHE", "off"), ("HTTP_LISTEN", "127.0.0.1:0")];
+    pub async fn with_plugins(
+        destination: &str,
+        plugins: &str,
+        variables: &[(&str, &str)],
+    ) -> Self {
+        let mut all =
+            vec![("PLUGINS", plugins), ("PLUGIN_CACHE", "off"), ("HTTP_LISTEN", "127.0.0.1:0")];
         all.extend_from_slice(variables);
         Self::start(destination, &all).await
     }
@@ -46,10 +51,18 @@ impl Setup {
     }
 
     /// Publishes with headers; a repeated name has several values.
-    pub async fn publish_with(&self, subject: &str, headers: &[(&str, &str)], payload: impl Into<Vec<u8>>) {
+    pub async fn publish_with(
+        &self,
+        subject: &str,
+        headers: &[(&str, &str)],
+        payload: impl Into<Vec<u8>>,
+    ) {
         let mut map = HeaderMap::new();
         headers.iter().for_each(|(name, value)| map.append(*name, *value));
-        self.client.publish_with_headers(subject.to_owned(), map, payload.into().into()).await.unwrap();
+        self.client
+            .publish_with_headers(subject.to_owned(), map, payload.into().into())
+            .await
+            .unwrap();
     }
 
     /// Has the server take `commands` of its own protocol, which a client library would refuse to send.
@@ -79,7 +92,9 @@ impl Setup {
     /// than what was taken here.
     pub async fn end(&mut self) {
         assert!(self.relay.stop().await.success());
-        for (messages, end) in [(&mut self.relayed, "relayed.end"), (&mut self.failed, "failed.end")] {
+        for (messages, end) in
+            [(&mut self.relayed, "relayed.end"), (&mut self.failed, "failed.end")]
+        {
             // The relay has gone, so whatever it has published is before this.
             self.client.publish(end, "".into()).await.unwrap();
             let next = within("the end", messages.next()).await.unwrap();
@@ -103,7 +118,10 @@ pub async fn by_hand(port: u16, commands: &[u8]) {
 
 /// An `HPUB` command with exactly these header lines.
 pub fn hpub(subject: &str, lines: &[&str], payload: &[u8]) -> Vec<u8> {
-    let head = format!("NATS/1.0\r\n{}\r\n", lines.iter().map(|line| format!("{line}\r\n")).collect::<String>());
+    let head = format!(
+        "NATS/1.0\r\n{}\r\n",
+        lines.iter().map(|line| format!("{line}\r\n")).collect::<String>()
+    );
     let command = format!("HPUB {subject} {} {}\r\n{head}", head.len(), head.len() + payload.len());
     [command.as_bytes(), payload, b"\r\n"].concat()
 }
@@ -124,7 +142,12 @@ async fn by_subject(messages: &mut Subscriber, what: &str, count: usize) -> Vec<
 
 /// All values of a message's header.
 pub fn values<'a>(message: &'a Message, name: &str) -> Vec<&'a str> {
-    message.headers.iter().flat_map(|headers| headers.get_all(name)).map(|value| value.as_str()).collect()
+    message
+        .headers
+        .iter()
+        .flat_map(|headers| headers.get_all(name))
+        .map(|value| value.as_str())
+        .collect()
 }
 
 /// The value of a message's header, which is there exactly once.

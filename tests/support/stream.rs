@@ -54,7 +54,12 @@ impl JetStream {
 
     /// Asks until there is an answer, as a server that has just started gives none.
     pub async fn ask(&self, request: &str, body: &Value) -> Value {
-        self.answer(&format!("{}.{request}", self.prefix), &HeaderMap::new(), body.to_string().into()).await
+        self.answer(
+            &format!("{}.{request}", self.prefix),
+            &HeaderMap::new(),
+            body.to_string().into(),
+        )
+        .await
     }
 
     /// Asks for what must succeed.
@@ -67,7 +72,10 @@ impl JetStream {
     async fn answer(&self, subject: &str, headers: &HeaderMap, payload: Vec<u8>) -> Value {
         let asked = async {
             loop {
-                let request = Request::new().headers(headers.clone()).payload(payload.clone().into()).timeout(Some(Duration::from_secs(5)));
+                let request = Request::new()
+                    .headers(headers.clone())
+                    .payload(payload.clone().into())
+                    .timeout(Some(Duration::from_secs(5)));
                 if let Ok(answer) = self.client.send_request(subject.to_owned(), request).await {
                     return serde_json::from_slice(&answer.payload).unwrap();
                 }
@@ -78,7 +86,8 @@ impl JetStream {
     }
 
     pub async fn add(&self, stream: &str, subjects: &str, more: Value) {
-        let config = with(json!({ "name": stream, "subjects": [subjects], "storage": "file" }), more);
+        let config =
+            with(json!({ "name": stream, "subjects": [subjects], "storage": "file" }), more);
         self.call(&format!("STREAM.CREATE.{stream}"), config).await;
     }
 
@@ -97,8 +106,15 @@ impl JetStream {
 
     /// Makes the relay's consumer before the relay does.
     pub async fn add_consumer(&self, more: Value) -> Value {
-        let config = with(json!({ "durable_name": CONSUMER, "ack_policy": "explicit", "filter_subject": "cms.cache.>" }), more);
-        self.call(&format!("CONSUMER.DURABLE.CREATE.CMS.{CONSUMER}"), json!({ "stream_name": "CMS", "config": config })).await
+        let config = with(
+            json!({ "durable_name": CONSUMER, "ack_policy": "explicit", "filter_subject": "cms.cache.>" }),
+            more,
+        );
+        self.call(
+            &format!("CONSUMER.DURABLE.CREATE.CMS.{CONSUMER}"),
+            json!({ "stream_name": "CMS", "config": config }),
+        )
+        .await
     }
 
     pub async fn remove_consumer(&self) {
@@ -130,7 +146,10 @@ impl JetStream {
 
     /// Waits until `messages` are delivered and not settled.
     pub async fn unsettled(&self, messages: u64) {
-        self.until(&format!("{messages} are unsettled"), |info| info["num_ack_pending"] == messages).await;
+        self.until(&format!("{messages} are unsettled"), |info| {
+            info["num_ack_pending"] == messages
+        })
+        .await;
     }
 
     /// Waits until all that is in the stream is settled.
@@ -172,7 +191,10 @@ impl JetStream {
     pub async fn fill(&self, range: std::ops::Range<usize>, subjects: usize, padding: usize) {
         let (last, padding) = (range.end - 1, " ".repeat(padding));
         for number in range.start..last {
-            self.client.publish(subject(number, subjects), format!("{number}{padding}").into()).await.unwrap();
+            self.client
+                .publish(subject(number, subjects), format!("{number}{padding}").into())
+                .await
+                .unwrap();
         }
         // What one connection publishes is stored in order.
         self.publish(&subject(last, subjects), format!("{last}{padding}")).await;
@@ -205,10 +227,18 @@ impl JetStream {
         let state = self.stream(stream).await["state"].clone();
         let mut messages = Vec::new();
         for sequence in state["first_seq"].as_u64().unwrap()..=state["last_seq"].as_u64().unwrap() {
-            let answer = self.ask(&format!("STREAM.MSG.GET.{stream}"), &json!({ "seq": sequence })).await;
+            let answer =
+                self.ask(&format!("STREAM.MSG.GET.{stream}"), &json!({ "seq": sequence })).await;
             let Some(message) = answer.get("message") else { continue };
-            let payload = base64::Engine::decode(&base64::prelude::BASE64_STANDARD, message["data"].as_str().unwrap_or_default()).unwrap();
-            messages.push((message["subject"].as_str().unwrap().to_owned(), String::from_utf8(payload).unwrap()));
+            let payload = base64::Engine::decode(
+                &base64::prelude::BASE64_STANDARD,
+                message["data"].as_str().unwrap_or_default(),
+            )
+            .unwrap();
+            messages.push((
+                message["subject"].as_str().unwrap().to_owned(),
+                String::from_utf8(payload).unwrap(),
+            ));
         }
         messages
     }
@@ -248,7 +278,12 @@ pub fn complete_and_in_order(numbers: &[usize], messages: usize, subjects: usize
     let mut next = BTreeMap::new();
     for number in numbers.iter().filter(|number| seen.insert(**number)) {
         let expected = next.entry(number % subjects).or_insert(number % subjects);
-        assert_eq!(number, expected, "subject s{} is out of order, or misses one", number % subjects);
+        assert_eq!(
+            number,
+            expected,
+            "subject s{} is out of order, or misses one",
+            number % subjects
+        );
         *expected += subjects;
     }
     let missing: Vec<_> = (0..messages).filter(|number| !seen.contains(number)).collect();

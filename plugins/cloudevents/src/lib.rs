@@ -42,7 +42,8 @@ impl Guest for Plugin {
 
 /// A value of the plugin's configuration: `PLUGIN_CLOUDEVENTS_<KEY>` in the relay's environment.
 fn setting(key: &str, default: &str) -> Result<String, HookError> {
-    let value = wasi::config::store::get(key).map_err(|error| HookError::Failed(error.to_string()))?;
+    let value =
+        wasi::config::store::get(key).map_err(|error| HookError::Failed(error.to_string()))?;
     Ok(value.unwrap_or_else(|| default.to_owned()))
 }
 
@@ -55,7 +56,10 @@ fn headers(message: &Message, source: &str, kind: &str) -> Result<Vec<(String, V
     let mut headers = Vec::new();
     let mut supply = |name: &str, value: &str| {
         if header(message, name).is_none() {
-            headers.push((name.to_owned(), utf8_percent_encode(value, ENCODED).to_string().into_bytes()));
+            headers.push((
+                name.to_owned(),
+                utf8_percent_encode(value, ENCODED).to_string().into_bytes(),
+            ));
         }
     };
     supply("ce-specversion", "1.0");
@@ -73,7 +77,9 @@ fn headers(message: &Message, source: &str, kind: &str) -> Result<Vec<(String, V
 /// The value of a header of the message; an empty one says nothing.
 fn header<'a>(message: &'a Message, name: &str) -> Option<&'a str> {
     let mut headers = message.headers.iter();
-    headers.find(|(other, value)| other.eq_ignore_ascii_case(name) && !value.is_empty()).map(|(_, value)| value.as_str())
+    headers
+        .find(|(other, value)| other.eq_ignore_ascii_case(name) && !value.is_empty())
+        .map(|(_, value)| value.as_str())
 }
 
 /// Whether a message of this media type has its attributes in the payload.
@@ -86,8 +92,10 @@ fn fill(template: &str, message: &Message) -> Result<String, String> {
     let mut filled = String::new();
     let mut rest = template;
     while let Some((text, after)) = rest.split_once("{$") {
-        let (part, after) = after.split_once('}').ok_or_else(|| format!("TYPE: {template} has a {{ without }}"))?;
-        let value = subject_part(part, message).ok_or_else(|| format!("TYPE: {} has no {{${part}}}", message.subject))?;
+        let (part, after) =
+            after.split_once('}').ok_or_else(|| format!("TYPE: {template} has a {{ without }}"))?;
+        let value = subject_part(part, message)
+            .ok_or_else(|| format!("TYPE: {} has no {{${part}}}", message.subject))?;
         filled = filled + text + value;
         rest = after;
     }
@@ -113,14 +121,20 @@ mod tests {
             id: "msg_1".to_owned(),
             subject: "cms.cache.article.42".to_owned(),
             tail: "article.42".to_owned(),
-            headers: headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+            headers: headers
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect(),
             payload: Vec::new(),
         }
     }
 
     fn ok(message: &Message, expected: &[(&str, &str)]) {
         let headers = headers(message, SOURCE, TYPE).unwrap();
-        let headers: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), str::from_utf8(value).unwrap())).collect();
+        let headers: Vec<_> = headers
+            .iter()
+            .map(|(name, value)| (name.as_str(), str::from_utf8(value).unwrap()))
+            .collect();
         assert_eq!(headers, expected);
     }
 
@@ -138,15 +152,29 @@ mod tests {
 
     #[test]
     fn attributes_of_the_message_stay() {
-        let event = message(&[("CE-Id", "a%20b"), ("ce-source", "/cms"), ("ce-type", ""), ("ce-subject", "x"), ("ce-specversion", "1.0")]);
+        let event = message(&[
+            ("CE-Id", "a%20b"),
+            ("ce-source", "/cms"),
+            ("ce-type", ""),
+            ("ce-subject", "x"),
+            ("ce-specversion", "1.0"),
+        ]);
         ok(&event, &[("ce-type", "cms.cache.article")]);
     }
 
     #[test]
     fn the_data_content_type_is_the_content_type() {
-        let all = [("ce-specversion", "1.0"), ("ce-id", "1"), ("ce-source", "/"), ("ce-type", "t"), ("ce-subject", "s")];
+        let all = [
+            ("ce-specversion", "1.0"),
+            ("ce-id", "1"),
+            ("ce-source", "/"),
+            ("ce-type", "t"),
+            ("ce-subject", "s"),
+        ];
         let mut event = message(&all);
-        event.headers.push(("ce-datacontenttype".to_owned(), "text/plain;%20charset=utf-8".to_owned()));
+        event
+            .headers
+            .push(("ce-datacontenttype".to_owned(), "text/plain;%20charset=utf-8".to_owned()));
         ok(&event, &[("content-type", "text/plain; charset=utf-8")]);
         event.headers.push(("Content-Type".to_owned(), "text/html".to_owned()));
         ok(&event, &[]);
@@ -164,14 +192,23 @@ mod tests {
         event.tail = "Euro € 😀\"%~!\u{7f}".to_owned();
         let headers = headers(&event, SOURCE, "t").unwrap();
         let subject = headers.iter().find(|(name, _)| name == "ce-subject").unwrap();
-        assert_eq!(str::from_utf8(&subject.1).unwrap(), "Euro%20%E2%82%AC%20%F0%9F%98%80%22%25~!%7F");
+        assert_eq!(
+            str::from_utf8(&subject.1).unwrap(),
+            "Euro%20%E2%82%AC%20%F0%9F%98%80%22%25~!%7F"
+        );
     }
 
     #[test]
     fn a_type_is_made_of_the_subject() {
         let message = message(&[]);
-        assert_eq!(fill("com.example.{$1}.changed", &message).unwrap(), "com.example.article.changed");
-        assert_eq!(fill("{$subject}|{$prefix}|{$tail}|{$2}", &message).unwrap(), "cms.cache.article.42|cms.cache|article.42|42");
+        assert_eq!(
+            fill("com.example.{$1}.changed", &message).unwrap(),
+            "com.example.article.changed"
+        );
+        assert_eq!(
+            fill("{$subject}|{$prefix}|{$tail}|{$2}", &message).unwrap(),
+            "cms.cache.article.42|cms.cache|article.42|42"
+        );
         for mistake in ["{$3}", "{$0}", "{$name}", "{$1"] {
             assert!(fill(mistake, &message).is_err(), "{mistake}");
         }

@@ -35,7 +35,8 @@ export!(Plugin);
 
 impl Guest for Plugin {
     fn transform(message: Message) -> Result<Vec<u8>, HookError> {
-        let setting = wasi::config::store::get("TAGS").map_err(|error| HookError::Failed(error.to_string()))?;
+        let setting = wasi::config::store::get("TAGS")
+            .map_err(|error| HookError::Failed(error.to_string()))?;
         let templates = setting.unwrap_or_else(|| TAGS.to_owned());
         let tags = tags(&templates, &message).map_err(HookError::Failed)?;
         Ok(json!({ "tags": tags }).to_string().into_bytes())
@@ -50,7 +51,9 @@ fn tags(templates: &str, message: &Message) -> Result<Vec<String>, String> {
     for template in templates.split_whitespace() {
         for tag in fill(template, &event, message)? {
             if tag.encode_utf16().count() > LONGEST_TAG {
-                return Err(format!("the tag of template {template} is longer than {LONGEST_TAG} characters"));
+                return Err(format!(
+                    "the tag of template {template} is longer than {LONGEST_TAG} characters"
+                ));
             }
             if seen.insert(tag.clone()) {
                 tags.push(tag);
@@ -80,12 +83,16 @@ fn fill(template: &str, event: &Value, message: &Message) -> Result<Vec<String>,
     let mut filled = vec![String::new()];
     let mut rest = template;
     while let Some((text, after)) = rest.split_once('{') {
-        let (field, after) = after.split_once('}').ok_or_else(|| format!("TAGS: {template} has a {{ without }}"))?;
+        let (field, after) =
+            after.split_once('}').ok_or_else(|| format!("TAGS: {template} has a {{ without }}"))?;
         let values = match field.strip_prefix('$') {
             Some(part) => subject_part(part, message)?.into_iter().map(str::to_owned).collect(),
             None => values(event, &field.split('.').collect::<Vec<_>>()),
         };
-        filled = filled.iter().flat_map(|start| values.iter().map(move |value| format!("{start}{text}{value}"))).collect();
+        filled = filled
+            .iter()
+            .flat_map(|start| values.iter().map(move |value| format!("{start}{text}{value}")))
+            .collect();
         rest = after;
     }
     Ok(filled.into_iter().map(|start| start + rest).collect())
@@ -95,7 +102,9 @@ fn fill(template: &str, event: &Value, message: &Message) -> Result<Vec<String>,
 fn values(value: &Value, path: &[&str]) -> Vec<String> {
     match (value, path) {
         (Value::Array(items), _) => items.iter().flat_map(|item| values(item, path)).collect(),
-        (Value::Object(fields), [name, path @ ..]) => fields.get(*name).map(|value| values(value, path)).unwrap_or_default(),
+        (Value::Object(fields), [name, path @ ..]) => {
+            fields.get(*name).map(|value| values(value, path)).unwrap_or_default()
+        }
         (Value::String(text), []) if !text.is_empty() => vec![text.clone()],
         (Value::Number(_) | Value::Bool(_), []) => vec![value.to_string()],
         _ => Vec::new(),
@@ -109,7 +118,9 @@ fn subject_part<'a>(part: &str, message: &'a Message) -> Result<Option<&'a str>,
         "tail" => Ok(Some(&message.tail)),
         _ => match part.parse::<usize>() {
             Ok(number @ 1..) => Ok(message.tail.split('.').nth(number - 1)),
-            _ => Err(format!("TAGS: {{${part}}} is unknown, expected {{$subject}}, {{$tail}}, or {{$1}} and so on")),
+            _ => Err(format!(
+                "TAGS: {{${part}}} is unknown, expected {{$subject}}, {{$tail}}, or {{$1}} and so on"
+            )),
         },
     }
 }
@@ -129,7 +140,11 @@ mod tests {
     }
 
     fn ok(templates: &str, payload: &str, expected: &[&str]) {
-        assert_eq!(tags(templates, &message(payload)).unwrap(), expected, "{templates} of {payload}");
+        assert_eq!(
+            tags(templates, &message(payload)).unwrap(),
+            expected,
+            "{templates} of {payload}"
+        );
     }
 
     fn fails(templates: &str, payload: &str, expected: &str) {
@@ -141,13 +156,21 @@ mod tests {
     fn fields_fill_the_templates() {
         ok(TAGS, r#"{"entity":"article","id":42,"langcode":"de"}"#, &["article", "article:42"]);
         ok("{node.type}/{node.id}", r#"{"node":{"type":"page","id":"home"}}"#, &["page/home"]);
-        ok("{a} {b} {c}", r#"{"a":1.50,"b":true,"c":12345678901234567890123}"#, &["1.50", "true", "12345678901234567890123"]);
+        ok(
+            "{a} {b} {c}",
+            r#"{"a":1.50,"b":true,"c":12345678901234567890123}"#,
+            &["1.50", "true", "12345678901234567890123"],
+        );
         ok("cms {entity}", r#"{"entity":"Gerät"}"#, &["cms", "Gerät"]);
     }
 
     #[test]
     fn a_template_without_its_fields_is_left_out() {
-        ok("{entity} {entity}:{langcode} {langcode}", r#"{"entity":"article","langcode":null}"#, &["article"]);
+        ok(
+            "{entity} {entity}:{langcode} {langcode}",
+            r#"{"entity":"article","langcode":null}"#,
+            &["article"],
+        );
         ok("x {a} {a.b} {b.c}", r#"{"a":"","b":{"c":{}}}"#, &["x"]);
     }
 
@@ -155,13 +178,21 @@ mod tests {
     fn an_array_gives_a_tag_for_each_element() {
         ok("{tags}", r#"{"tags":["a","b","a",{"x":1},null,["c"]]}"#, &["a", "b", "c"]);
         ok("{refs.type}", r#"{"refs":[{"type":"page"},{"type":"menu"}]}"#, &["page", "menu"]);
-        ok("{entity}:{ids}:{langs}", r#"{"entity":"n","ids":[1,2],"langs":["de","en"]}"#, &["n:1:de", "n:1:en", "n:2:de", "n:2:en"]);
+        ok(
+            "{entity}:{ids}:{langs}",
+            r#"{"entity":"n","ids":[1,2],"langs":["de","en"]}"#,
+            &["n:1:de", "n:1:en", "n:2:de", "n:2:en"],
+        );
         ok("{ids} x", r#"{"ids":[]}"#, &["x"]);
     }
 
     #[test]
     fn the_subject_fills_templates_too() {
-        ok("{$subject} {$tail} {$1}:{$2} {$3}", "{}", &["cms.cache.article.42", "article.42", "article:42"]);
+        ok(
+            "{$subject} {$tail} {$1}:{$2} {$3}",
+            "{}",
+            &["cms.cache.article.42", "article.42", "article:42"],
+        );
         ok("{$1}", "", &["article"]);
     }
 

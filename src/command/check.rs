@@ -1,0 +1,72 @@
+//! `check`: everything that can be tried without relaying anything.
+
+use crate::command::setup;
+use crate::config::Config;
+use crate::nats;
+use crate::nats::jetstream::Api;
+use crate::nats::link::Link;
+use crate::nats::publisher::Publisher;
+use crate::observe::log::say;
+use crate::observe::metrics::Metrics;
+use crate::plugin::Plugins;
+use crate::source::Intake;
+use crate::source::stream::consumer::Consumer;
+use crate::source::subscription::Subscription;
+use crate::webhook::Webhook;
+
+/// Prints what would be relayed where.
+pub(super) async fn check(config: &Config) -> anyhow::Result<()> {
+    let metrics = Metrics::default();
+    Webhook::new(&config.webhook, &metrics)?;
+    let plugins = Plugins::load(&config.plugins, &metrics).await?;
+    for plugin in plugins.iter().flat_map(Plugins::describe) {
+        say(format_args!("runs          plugin {plugin}"))?;
+    }
+    let link = nats::connect_or_fail(&config.nats, &metrics).await?;
+    if let Some(context) = &config.nats.context {
+        say(format_args!("uses          {context}"))?;
+    }
+    let version = link.client().await.1.server_info().version;
+    say(format_args!("connected to  nats-server {version}"))?;
+    let publisher = setup::publisher(config, &link, &metrics).await?;
+    source(config, &link, &publisher).await?;
+    for (destination, _) in &config.webhook.destinations {
+        say(format_args!("calls         {destination}"))?;
+    }
+    let (listen, relayed) = (&config.relay.listen, &config.relay.relayed);
+    say(format_args!("republishes   {}", relayed.wildcard()))?;
+    match &config.relay.failed {
+        Some(failed) => say(format_args!("on failure    {}", failed.wildcard()))?,
+        None => say(format_args!(
+            "on failure    logs an error (NATS_FAILED_SUBJECT_PREFIX is not set)"
+        ))?,
+    }
+    let (from, to) = (listen.subject("article.42"), relayed.subject("article.42"));
+    say(format_args!("\nfor example   {from}\n          ->  {to}"))?;
+    Ok(())
+}
+
+async fn source(config: &Config, link: &Link, publisher: &Publisher) -> anyhow::Result<()> {
+    let listen = &config.source.listen;
+    match &config.source.intake {
+        Intake::Stream(stream) => {
+            let api = Api::new(&stream.api_prefix, link);
+            let consumer = Consumer::new(api, stream, listen, config.source.limits.messages);
+            let found = consumer.check().await?;
+            consumer.may_be_used(publisher).await?;
+            let (name, consumer) = (&stream.name, &stream.consumer);
+            say(format_args!(
+                "reads from    {} (stream {name}, consumer {consumer} {found})",
+                listen.wildcard()
+            ))?;
+        }
+        Intake::Subscription { queue_group } => {
+            // Outside the queue group: a message given to this process would reach nobody.
+            Subscription::open(None, listen, link, publisher).await?;
+            let group = queue_group.as_ref().map(|group| format!(" (queue group {group})"));
+            let group = group.unwrap_or_default();
+            say(format_args!("listens on    {}{group}", listen.wildcard()))?;
+        }
+    }
+    Ok(())
+}

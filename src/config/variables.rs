@@ -1,0 +1,321 @@
+//! Every environment variable that the program reads: its name, default and meaning.
+//!
+//! One list makes the items that the readers pass by reference and the table that `--help` and
+//! the documents show, so that a variable cannot be in one and not in the other.
+
+use crate::config::environment::Environment;
+
+/// One environment variable.
+#[derive(Clone, Copy)]
+pub struct Variable {
+    pub name: &'static str,
+    /// Other names for the same setting, which count when `name` is unset.
+    pub aliases: &'static [&'static str],
+    /// What an unset variable means; `None` where it has no value then.
+    pub default: Option<&'static str>,
+    /// Whether the value may hold a secret: it is never printed and may be given as `NAME_FILE`.
+    pub secret: bool,
+    /// One or two sentences for `--help`.
+    pub help: &'static str,
+}
+
+impl Variable {
+    /// The name and the aliases, in the order in which they count.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &'static str> {
+        std::iter::once(self.name).chain(self.aliases.iter().copied())
+    }
+
+    const fn or(self, default: &'static str) -> Self {
+        Self { default: Some(default), ..self }
+    }
+
+    const fn also(self, aliases: &'static [&'static str]) -> Self {
+        Self { aliases, ..self }
+    }
+}
+
+const fn plain(help: &'static str) -> Variable {
+    Variable { name: "", aliases: &[], default: None, secret: false, help }
+}
+
+const fn secret(help: &'static str) -> Variable {
+    Variable { secret: true, ..plain(help) }
+}
+
+macro_rules! variables {
+    ($($name:ident: $variable:expr,)*) => {
+        $(pub(crate) const $name: Variable = Variable { name: stringify!($name), ..$variable };)*
+
+        /// Every variable, in the order of the documents.
+        pub const VARIABLES: &[Variable] = &[$($name),*];
+    };
+}
+
+variables! {
+    WEBHOOK_DESTINATION: secret(
+        "Required. URL that each message is POSTed to, or several separated by white space: \
+         all must accept a message before it is republished.",
+    ),
+    NATS_HOST: secret(
+        "Required. Server URL, or several separated by commas: nats://, tls://, ws:// or \
+         wss://. A context may say it instead.",
+    ).also(&["NATS_URL", "NATS_ADDRESS"]),
+    NATS_USER: secret(
+        "User name, where the server wants one.",
+    ),
+    NATS_PASS: secret(
+        "Password of NATS_USER.",
+    ).also(&["NATS_PASSWORD"]),
+    NATS_TOKEN: secret(
+        "Token, where the server wants one.",
+    ),
+    NATS_CREDS: secret(
+        "Credentials (a JWT with its seed): the path of the file, read again for each \
+         connection, or its content, -----BEGIN NATS...",
+    ),
+    NATS_NKEY: secret(
+        "Seed of an nkey: the path of the file, read again for each connection, or the seed \
+         itself, SU...",
+    ),
+    NATS_JWT: secret(
+        "JWT of a user, where it is not in one file with its seed.",
+    ),
+    NATS_SEED: secret(
+        "Seed of NATS_JWT.",
+    ),
+    NATS_CA: plain(
+        "Path of a PEM file with the authorities to trust. Default: those of the system.",
+    ),
+    NATS_CERT: plain(
+        "Path of a PEM file with the relay's certificate, for mutual TLS.",
+    ),
+    NATS_KEY: plain(
+        "Path of a PEM file with the key of NATS_CERT.",
+    ),
+    NATS_TLS_FIRST: plain(
+        "true: the TLS handshake comes before the server's greeting (handshake_first).",
+    ).or("false"),
+    NATS_CONTEXT: plain(
+        "Name or path of a context of the nats command line; variables win over what it says. \
+         Default: without NATS_HOST, the selected one.",
+    ),
+    NATS_INBOX_PREFIX: plain(
+        "What the subjects for confirmations begin with. Default: _INBOX.",
+    ),
+    NATS_SUBJECT_PREFIX: plain(
+        "Required. The relay listens on everything below it: cms.cache means cms.cache.>",
+    ),
+    NATS_RELAYED_SUBJECT_PREFIX: plain(
+        "Required. Accepted messages are republished below it.",
+    ),
+    NATS_FAILED_SUBJECT_PREFIX: plain(
+        "Messages that could not be relayed are published below it, with headers that say \
+         why.",
+    ),
+    NATS_QUEUE_GROUP: plain(
+        "Replicas with the same queue group share the work. Order per subject then holds \
+         within each replica only.",
+    ),
+    NATS_PENDING_MESSAGES: plain(
+        "The most messages that may wait; what arrives beyond is dropped, counted and \
+         reported. Default: 65536. With NATS_STREAM: the most that are taken from the stream \
+         and not settled, by default 1000; the rest stays there.",
+    ),
+    NATS_PENDING_BYTES: plain(
+        "The most bytes of messages that may wait. Default: 64MiB, with NATS_STREAM 16MiB.",
+    ),
+    NATS_STREAM: plain(
+        "JetStream mode: the stream that captures the listened subjects. Messages are \
+         acknowledged once they are relayed.",
+    ),
+    NATS_CONSUMER: plain(
+        "Name of the durable consumer on NATS_STREAM. Each frontend needs its own, the \
+         replicas of one share it.",
+    ).or("nats-webhook-relay"),
+    NATS_DELIVER: plain(
+        "Where a new consumer starts: new, all, last-per-subject, or an age such as 6h. An \
+         existing one goes on where it was.",
+    ).or("new"),
+    NATS_STREAM_CREATE: plain(
+        "true: create NATS_STREAM when it is missing (for development).",
+    ).or("false"),
+    NATS_REPLICAS_SHARE: plain(
+        "true: replicas work side by side, and order per subject holds within each only. By \
+         default one works and the others stand by.",
+    ).or("false"),
+    NATS_JETSTREAM_DOMAIN: plain(
+        "JetStream domain of NATS_STREAM.",
+    ),
+    NATS_JETSTREAM_API_PREFIX: plain(
+        "Subject prefix of the JetStream API, where it is imported from another account. \
+         Default: $JS.API.",
+    ),
+    WEBHOOK_TIMEOUT: plain(
+        "Time for one attempt, from connecting to the end of the answer.",
+    ).or("30s"),
+    WEBHOOK_CONNECT_TIMEOUT: plain(
+        "Time for connecting within one attempt.",
+    ).or("5s"),
+    WEBHOOK_MAX_ATTEMPTS: plain(
+        "Attempts per message and destination, or unlimited. Between them: 100ms doubling to \
+         30s, with full jitter; Retry-After is honoured up to 5min.",
+    ).or("10"),
+    WEBHOOK_RETRY_STATUS: plain(
+        "More statuses to retry, separated by commas (404 during deploys), beside connection \
+         errors, time-outs, 408, 425, 429 and 5xx.",
+    ),
+    WEBHOOK_SECRET: secret(
+        "Signs every call as Standard Webhooks: whsec_ and the base64 of 24 to 64 bytes. \
+         Several, separated by white space, while it is being rotated.",
+    ),
+    WEBHOOK_HEADERS: secret(
+        "Headers of every call: name=value,name=value with percent-encoded values. They win \
+         over the message's.",
+    ),
+    WEBHOOK_CA: plain(
+        "PEM file with authorities to trust for https destinations, beside the system's.",
+    ),
+    WEBHOOK_CERT: plain(
+        "PEM file with a client certificate, for destinations that ask for one, and what \
+         leads to its authority.",
+    ),
+    WEBHOOK_KEY: plain(
+        "PEM file with the private key of WEBHOOK_CERT, not encrypted.",
+    ),
+    MAX_IN_FLIGHT: plain(
+        "Messages being worked on at once, each of another subject. One that waits for a \
+         retry does not count.",
+    ).or("128"),
+    SHUTDOWN_GRACE: plain(
+        "Time to finish what has arrived, on SIGTERM or SIGINT.",
+    ).or("25s"),
+    PLUGINS: plain(
+        "WebAssembly components that shape what is relayed: .wasm files or folders of them, \
+         separated by colons. They run in that order, those of a folder by name.",
+    ),
+    PLUGIN_TIMEOUT: plain(
+        "Time for one call of a plugin's hook.",
+    ).or("1s"),
+    PLUGIN_MEMORY: plain(
+        "Memory for one instance of a plugin; of each plugin, up to 16 can be at work.",
+    ).or("128MiB"),
+    PLUGIN_WATCH: plain(
+        "true: load plugins again when their files change (for development). SIGHUP does it \
+         at any time.",
+    ).or("false"),
+    PLUGIN_CACHE: plain(
+        "Folder for compiled plugins, which must be the user's own; off compiles at each \
+         start. Default: nats-webhook-relay in the user's cache folder.",
+    ),
+    HTTP_LISTEN: plain(
+        "Address for /healthz, /readyz and /metrics, such as 127.0.0.1:9090.",
+    ),
+    LOG_FORMAT: plain(
+        "pretty, compact or json. Default: pretty on a terminal, else compact.",
+    ),
+    RUST_LOG: plain(
+        "What is logged: a level, or target=level,... as in tracing-subscriber's EnvFilter.",
+    ).or("info"),
+}
+
+/// A warning for each variable that is set, looks like one of ours and is none, with the nearest
+/// name.
+#[must_use]
+pub fn unknown(environment: &Environment) -> Vec<String> {
+    let known = || {
+        VARIABLES.iter().flat_map(|variable| {
+            variable.names().flat_map(|name| {
+                let file = variable.secret.then(|| format!("{name}_FILE"));
+                std::iter::once(name.to_owned()).chain(file)
+            })
+        })
+    };
+    // With plugins, what begins with PLUGIN_ may be theirs; they check it when they are loaded.
+    let theirs = |name: &str| name.starts_with("PLUGIN_") && environment.get("PLUGINS").is_some();
+    let ours =
+        |name: &&str| (name.starts_with("WEBHOOK_") || name.starts_with("PLUGIN")) && !theirs(name);
+    let strange =
+        environment.names().filter(ours).filter(|name| known().all(|known| known != **name));
+    let likeness = |known: &str, name: &str| strsim::jaro_winkler(known, name);
+    strange
+        .map(|name| {
+            let nearest = known().max_by(|a, b| likeness(a, name).total_cmp(&likeness(b, name)));
+            format!(
+                "{name} is not a variable of this program; the nearest is {}",
+                nearest.unwrap_or_default()
+            )
+        })
+        .collect()
+}
+
+/// The part of `--help` that explains the variables.
+#[must_use]
+pub fn help() -> String {
+    let mut text = String::from("Environment variables (also read from .env.local and .env):\n");
+    for Variable { name, aliases, default, secret, help } in VARIABLES {
+        text += &format!("\n  {name}");
+        if let Some(default) = default {
+            text += &format!(" [default: {default}]");
+        }
+        if !aliases.is_empty() {
+            text += &format!(" [aliases: {}]", aliases.join(", "));
+        }
+        if *secret {
+            text += &format!(" [or {name}_FILE: a path]");
+        }
+        text += &format!("\n      {help}\n");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn unknown_names_are_told_from_known_and_others() {
+        let names = [
+            ("WEBHOOK_TIMEOUTS", Some("WEBHOOK_TIMEOUT")),
+            ("WEBHOOK_MAX_ATTEMPT", Some("WEBHOOK_MAX_ATTEMPTS")),
+            ("WEBHOOK_DESTINATION_FIL", Some("WEBHOOK_DESTINATION_FILE")),
+            ("WEBHOOK_", Some("WEBHOOK_")),
+            ("WEBHOOK_TIMEOUT_FILE", Some("WEBHOOK_TIMEOUT")),
+            ("PLUGINSS", Some("")),
+            ("WEBHOOK_TIMEOUT", None),
+            ("WEBHOOK_DESTINATION_FILE", None),
+            ("WEBHOOK_SECRET", None),
+            ("PLUGINS", None),
+            ("WEBHOOK", None),
+            ("NATS_PORT", None),
+            ("HOME", None),
+        ];
+        let environment: Environment =
+            names.iter().map(|(name, _)| (*name, "x")).chain([("WEBHOOK_EMPTY", " ")]).collect();
+        let warnings = unknown(&environment);
+        for (name, nearest) in names {
+            let found: Vec<_> = warnings
+                .iter()
+                .filter(|warning| warning.starts_with(&format!("{name} ")))
+                .collect();
+            match nearest {
+                None => assert!(found.is_empty(), "{found:?}"),
+                Some(nearest) => assert!(
+                    found.len() == 1 && found[0].contains(&format!("nearest is {nearest}")),
+                    "{name}: {warnings:?}"
+                ),
+            }
+        }
+        assert_eq!(warnings.len(), 6, "{warnings:?}");
+    }
+
+    #[test]
+    fn no_name_means_two_things() {
+        let mut names = BTreeSet::new();
+        for variable in VARIABLES {
+            for name in std::iter::once(&variable.name).chain(variable.aliases) {
+                assert!(names.insert(*name), "{name} is in the table twice");
+            }
+        }
+    }
+}

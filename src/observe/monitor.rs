@@ -1,0 +1,48 @@
+//! `/healthz`, `/readyz` and `/metrics` over HTTP, for supervisors and Prometheus.
+
+use crate::observe::metrics::Metrics;
+use anyhow::Context;
+use axum::Router;
+use axum::http::{StatusCode, header};
+use axum::routing::get;
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use tokio::net::TcpListener;
+use tracing::info;
+
+/// Answers whether messages can be relayed now. Unset until the subscription is active.
+pub(crate) type Readiness = Arc<OnceLock<Box<dyn Fn() -> bool + Send + Sync>>>;
+
+/// Starts serving on `address` and returns the address in use.
+///
+/// # Errors
+/// When the address can not be listened on.
+pub(crate) async fn start(
+    address: SocketAddr,
+    metrics: Metrics,
+    readiness: Readiness,
+) -> anyhow::Result<SocketAddr> {
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address} (HTTP_LISTEN)"))?;
+    let address = listener.local_addr()?;
+    let ready = move || async move {
+        match readiness.get().is_some_and(|ready| ready()) {
+            true => (StatusCode::OK, "ready\n"),
+            false => (StatusCode::SERVICE_UNAVAILABLE, "not ready: no active subscription\n"),
+        }
+    };
+    let encode = move || async move {
+        (
+            [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],
+            metrics.encode(),
+        )
+    };
+    let router = Router::new()
+        .route("/healthz", get(async || "alive\n"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(encode));
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    info!(%address, "serving /healthz, /readyz and /metrics");
+    Ok(address)
+}
