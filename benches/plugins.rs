@@ -4,7 +4,7 @@
 use super::{Figures, ROUNDS, Relay, body, median, memory_mib, relay_with};
 use async_nats::HeaderMap;
 use nats_webhook_relay::message::{Id, Message};
-use nats_webhook_relay::observe::metrics::Metrics;
+use nats_webhook_relay::observe::Observer;
 use nats_webhook_relay::plugin::settings::{Cache, Setting, Settings};
 use nats_webhook_relay::plugin::{Hook, Limits, Plugins};
 use std::hint::black_box;
@@ -160,7 +160,7 @@ async fn call(name: &str, calls: usize, folder: &Path) {
             from_file: true,
         }],
     };
-    let plugins = Plugins::load(&plugins, &Metrics::default()).await.unwrap().unwrap();
+    let plugins = Plugins::load(&plugins, &Observer::default()).await.unwrap().unwrap();
     let limits = Limits { payload: 1024 * 1024, tail: 1000 };
     let mut bare = Bare::new(&plugin(name), false);
     let mut stoppable = Bare::new(&plugin(name), true);

@@ -4,18 +4,18 @@ mod check;
 mod plugin;
 mod setup;
 
-use crate::command::plugin as kit;
+use crate::command::setup::Publishing;
 use crate::config::environment::Environment;
 use crate::config::{self, Config, EX_USAGE, Mistakes};
-use crate::nats;
-use crate::observe::log;
-use crate::observe::metrics::Metrics;
+use crate::nats::link::Link;
 use crate::observe::monitor::{self, Readiness};
 use crate::observe::supervisor::{self, Phase};
+use crate::observe::{Observer, log};
+use crate::pending::Pending;
 use crate::plugin::Plugins;
-use crate::relay::Relay;
-use crate::relay::intake;
-use crate::source::Source;
+use crate::relay::{Relay, intake};
+use crate::source::stream::Parts;
+use crate::source::{Intake, Source};
 use crate::webhook::Webhook;
 use clap::Command;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -51,7 +51,7 @@ fn execute(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         }
     };
     if let Some(("plugin", matches)) = matches.subcommand() {
-        return runtime.block_on(kit::main(matches));
+        return runtime.block_on(plugin::main(matches));
     }
     let (config, unknown) = match configuration() {
         Ok(configuration) => configuration,
@@ -90,7 +90,7 @@ fn execute(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 }
 
 /// One thread: what it does per message is short, waking other threads would cost more than
-/// they would gain, and the order of events from NATS is kept (see `nats`).
+/// they would gain, and the order of events from NATS is kept (see `nats::round_trip`).
 /// Under load it looks for network events less often than by default, and finds more at once.
 fn runtime() -> std::io::Result<Runtime> {
     tokio::runtime::Builder::new_current_thread().event_interval(256).enable_all().build()
@@ -104,7 +104,7 @@ fn command_line() -> Command {
         .subcommand(
             Command::new("check").about("Validates the configuration, connects to NATS, prints what would be relayed where, and exits"),
         )
-        .subcommand(kit::command_line())
+        .subcommand(plugin::command_line())
 }
 
 fn configuration() -> Result<(Config, Vec<String>), Mistakes> {
@@ -122,74 +122,93 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     tokio::pin!(stop);
     tokio::spawn(log::tell_dropped());
     raise_file_limit();
-    let metrics = Metrics::default();
+    let pending = Pending::default();
+    let observer = Observer::new(&pending, Vec::new());
     let readiness = Readiness::default();
+    announce(config);
+    if let Some(address) = config.http_listen {
+        monitor::start(address, observer.clone(), readiness.clone()).await?;
+    }
+    let webhook = Webhook::new(&config.webhook, &observer)?;
+    let loaded = load_plugins(config, &observer);
+    let Some(plugins) = unless(stop.as_mut(), loaded).await.transpose()? else {
+        info!("stopped before the plugins were loaded");
+        return Ok(());
+    };
+    let connected = async {
+        let link = Link::open(&config.nats, &observer).await?;
+        let publishing = Publishing::open(config, &link, &observer).await?;
+        let Publishing { round_trips, publisher, capture } = publishing;
+        let (observer, pending) = (&observer, &pending);
+        let parts = Parts { link: &link, round_trips: &round_trips, capture, observer, pending };
+        let source = Source::open(&config.source, &config.relay.relayed, parts).await?;
+        anyhow::Ok((link, publisher, source))
+    };
+    let connected = unless(stop.as_mut(), connected).await.transpose()?;
+    let Some((link, publisher, source)) = connected else {
+        info!("stopped before NATS could be reached");
+        return Ok(());
+    };
+    let subscribed = link.clone();
+    let _ = readiness.set(Box::new(move || subscribed.is_subscribed()));
+    let server = link.client().await.1.server_info().version;
+    info!(from = config.relay.listen.wildcard(), server, "ready");
+    supervisor::tell(Phase::Ready);
+
+    let (settings, closing) = (&config.relay, plugins.clone());
+    let relay = Relay::new(settings, plugins, webhook, publisher, &link, &observer, &pending);
+    let limits = match config.source.intake {
+        Intake::Subscription { .. } => Some(config.source.limits),
+        // A stream is asked for no more than there is room for.
+        Intake::Stream(_) => None,
+    };
+    let relay = Arc::new(relay);
+    let result = intake::run(settings, limits, source, &relay, &observer, &pending, stop).await;
+    if let Some(plugins) = closing {
+        plugins.close().await;
+    }
+    result
+}
+
+/// What `work` returns, unless `stop` resolves before.
+async fn unless<T>(stop: impl Future<Output = ()>, work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        done = work => Some(done),
+        () = stop => None,
+    }
+}
+
+/// Says what is going to be relayed.
+fn announce(config: &Config) {
+    let destinations = config.webhook.destinations.iter();
+    let destinations: Vec<_> =
+        destinations.map(|(destination, _)| destination.to_string()).collect();
     info!(
         version = env!("CARGO_PKG_VERSION"),
         from = config.relay.listen.wildcard(),
-        to = destinations(config),
+        to = destinations.join(" "),
         relayed = config.relay.relayed.wildcard(),
         "starting"
     );
     if let Some(context) = &config.nats.context {
-        info!(context, "the connection is that of a context of the nats command line");
+        info!(context, "the connection settings come from a context of the nats command line");
     }
-    if let Some(address) = config.http_listen {
-        monitor::start(address, metrics.clone(), readiness.clone()).await?;
-    }
-    let webhook = Webhook::new(&config.webhook, &metrics)?;
+}
+
+/// Loads the plugins, which from then on are loaded again on SIGHUP and where they are watched.
+async fn load_plugins(
+    config: &Config,
+    observer: &Observer,
+) -> anyhow::Result<Option<Arc<Plugins>>> {
     // From the start on, or a reload that comes early would end the relay.
-    let hangup =
-        (!config.plugins.paths.is_empty()).then(|| signal(SignalKind::hangup())).transpose()?;
-    let plugins = tokio::select! {
-        plugins = Plugins::load(&config.plugins, &metrics) => plugins?.map(Arc::new),
-        () = &mut stop => {
-            info!("stopped before the plugins were loaded");
-            return Ok(());
-        }
-    };
+    let has_plugins = !config.plugins.paths.is_empty();
+    let hangup = has_plugins.then(|| signal(SignalKind::hangup())).transpose()?;
+    let plugins = Plugins::load(&config.plugins, observer).await?.map(Arc::new);
     if let (Some(plugins), Some(hangup)) = (&plugins, hangup) {
         info!(plugins = plugins.describe().join(", "), "plugins loaded");
         tokio::spawn(reload(plugins.clone(), hangup));
     }
-    let connected = async {
-        let link = nats::connect(&config.nats, &metrics).await?;
-        let publisher = setup::publisher(config, &link, &metrics).await?;
-        let source =
-            Source::open(&config.source, &config.relay.relayed, &link, &publisher, &metrics)
-                .await?;
-        anyhow::Ok((link, publisher, source))
-    };
-    let (link, publisher, source) = tokio::select! {
-        connected = connected => connected?,
-        () = &mut stop => {
-            info!("stopped before NATS could be reached");
-            return Ok(());
-        }
-    };
-    let subscribed = link.clone();
-    let _ = readiness.set(Box::new(move || subscribed.is_subscribed()));
-    info!(
-        from = config.relay.listen.wildcard(),
-        server = link.client().await.1.server_info().version,
-        "ready"
-    );
-    supervisor::tell(Phase::Ready);
-
-    let relay = Arc::new(Relay::new(
-        &config.relay,
-        plugins.clone(),
-        webhook,
-        publisher,
-        &link,
-        source.held(),
-        &metrics,
-    ));
-    let result = intake::run(&config.relay, &config.source, source, &relay, &metrics, stop).await;
-    if let Some(plugins) = plugins {
-        plugins.close().await;
-    }
-    result
+    Ok(plugins)
 }
 
 /// Each call takes a file descriptor, and the usual soft limit is meant for programs that use select(2).
@@ -220,16 +239,6 @@ async fn reload(plugins: Arc<Plugins>, mut hangup: Signal) {
         plugins.reload().await;
         supervisor::tell(Phase::Ready);
     }
-}
-
-fn destinations(config: &Config) -> String {
-    config
-        .webhook
-        .destinations
-        .iter()
-        .map(|(destination, _)| destination.to_string())
-        .collect::<Vec<_>>()
-        .join(" ")
 }
 
 /// Resolves at the first SIGTERM or SIGINT. The second one ends the process at once.

@@ -16,22 +16,39 @@ pub const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-times
 /// Standard Webhooks: the signature of this attempt.
 pub const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
 
-/// The headers that say on the failed subject why a message was not relayed. A message that is
-/// published again from there does not take them along.
+/// The names of the headers that say on the failed subject why a message was not relayed
+/// (`relay::outcome` gives them their values).
+pub(crate) mod reason {
+    pub(crate) const SUBJECT: &str = "Relay-Subject";
+    pub(crate) const ID: &str = "Relay-Id";
+    pub(crate) const REASON: &str = "Relay-Reason";
+    pub(crate) const ERROR: &str = "Relay-Error";
+    pub(crate) const TIME: &str = "Relay-Time";
+    pub(crate) const DESTINATION: &str = "Relay-Destination";
+    pub(crate) const STATUS: &str = "Relay-Status";
+    pub(crate) const ATTEMPTS: &str = "Relay-Attempts";
+    pub(crate) const DESTINATION_ERROR: &str = "Relay-Destination-Error";
+    pub(crate) const PLUGIN: &str = "Relay-Plugin";
+    pub(crate) const HOOK: &str = "Relay-Hook";
+    pub(crate) const PAYLOAD_OMITTED: &str = "Relay-Payload-Omitted";
+    pub(crate) const HEADERS_OMITTED: &str = "Relay-Headers-Omitted";
+}
+
+/// Those headers. A message that is published again from there does not take them along.
 pub const REASONS: [&str; 13] = [
-    "Relay-Subject",
-    "Relay-Id",
-    "Relay-Reason",
-    "Relay-Error",
-    "Relay-Time",
-    "Relay-Destination",
-    "Relay-Status",
-    "Relay-Attempts",
-    "Relay-Destination-Error",
-    "Relay-Plugin",
-    "Relay-Hook",
-    "Relay-Payload-Omitted",
-    "Relay-Headers-Omitted",
+    reason::SUBJECT,
+    reason::ID,
+    reason::REASON,
+    reason::ERROR,
+    reason::TIME,
+    reason::DESTINATION,
+    reason::STATUS,
+    reason::ATTEMPTS,
+    reason::DESTINATION_ERROR,
+    reason::PLUGIN,
+    reason::HOOK,
+    reason::PAYLOAD_OMITTED,
+    reason::HEADERS_OMITTED,
 ];
 
 /// The most headers that travel to a webhook; servers refuse far fewer, and a header map has an

@@ -1,153 +1,65 @@
 //! A message on its way through the relay, and the identity it keeps.
 
+use crate::origin::Origin;
 use async_nats::{HeaderMap, Subject};
 use std::fmt;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use tokio::sync::Notify;
 use tokio_util::bytes::Bytes;
 
 /// A message as it was received.
 #[derive(Debug)]
 pub struct Message {
-    /// The subject it was published on.
     pub subject: Arc<str>,
-    /// Its NATS headers.
     pub headers: HeaderMap,
-    /// Its payload: any bytes.
+    /// Any bytes.
     pub payload: Bytes,
     /// Its identity at the webhook and on the relayed message.
     pub id: Id,
-    /// What has become of it, once that is known: counted and logged once, and not changed.
+    pub(crate) origin: Origin,
+    /// What has become of it: counted and logged once, and not changed after that.
     pub(crate) end: OnceLock<End>,
-    /// Where it is kept; `None` where it is nowhere but here.
-    pub(crate) stored: Option<Stored>,
 }
 
-/// What can become of a message.
+/// What can become of a message, without the details (see `relay::outcome`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
-    /// It was republished, and that was confirmed.
     Relayed,
-    /// A plugin has decided that it is not relayed.
     Rejected,
-    /// The stream delivers it again, to this process or another one.
     GivenBack,
-    /// It was not relayed.
     Failed,
 }
 
-/// A message's place in a stream.
-#[derive(Debug, Clone)]
-pub(crate) struct Stored {
-    /// Its sequence.
-    pub(crate) sequence: u64,
-    /// When it was stored, in nanoseconds since 1970. A stream that takes the place of another
-    /// one counts from 1 again, at another time.
-    pub(crate) time_ns: i128,
-    /// Whether it is still to be worked on.
-    pub(crate) hold: Arc<Hold>,
-    /// Why its headers could not be read, and are missing.
-    pub(crate) unreadable: Option<&'static str>,
-}
-
 impl Message {
-    /// A message that is kept nowhere but here.
+    /// A message of core NATS, or of nowhere.
     #[must_use]
     pub fn new(subject: &str, headers: HeaderMap, payload: Bytes, id: Id) -> Self {
-        Self { subject: subject.into(), headers, payload, id, end: OnceLock::new(), stored: None }
+        let origin = Origin::Core;
+        Self { subject: subject.into(), headers, payload, id, origin, end: OnceLock::new() }
     }
 
-    /// Whether it is to be worked on: always, where it is not stored.
-    #[must_use]
-    pub(crate) fn fate(&self) -> Fate {
-        self.stored.as_ref().map_or(Fate::Ours, |stored| stored.hold.fate())
-    }
-
-    /// Returns when it is no more to be worked on.
-    pub(crate) async fn not_ours(&self) {
-        match &self.stored {
-            Some(stored) => stored.hold.not_ours().await,
-            None => std::future::pending().await,
-        }
-    }
-
-    /// Returns when another process is to relay it.
-    pub(crate) async fn given_up(&self) {
-        self.not_ours().await;
-        if self.fate() != Fate::GivenUp {
-            // That it has gone from the stream is no reason not to say what became of it.
-            std::future::pending().await
-        }
+    pub(crate) fn of(self, origin: Origin) -> Self {
+        Self { origin, ..self }
     }
 
     /// Takes the payload out of the connection's read buffer. A slice would keep all of the
     /// buffer alive, and what waits would occupy several times its size.
-    #[must_use]
     pub(crate) fn detached(mut self) -> Self {
         self.payload = Bytes::copy_from_slice(&self.payload);
         self
     }
 
     /// The bytes that it occupies while it waits.
-    #[must_use]
     pub(crate) fn size(&self) -> usize {
         self.subject.len() + crate::headers::wire_size(&self.headers) + self.payload.len()
-    }
-}
-
-/// What is to become of a stored message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Fate {
-    /// It is to be relayed.
-    Ours,
-    /// The stream no longer keeps it.
-    Gone,
-    /// Another process is to relay it.
-    GivenUp,
-}
-
-/// A message's fate, and whoever waits for it to change.
-#[derive(Debug, Default)]
-pub(crate) struct Hold {
-    fate: AtomicU8,
-    changed: Notify,
-}
-
-impl Hold {
-    /// What is to become of the message.
-    #[must_use]
-    pub(crate) fn fate(&self) -> Fate {
-        match self.fate.load(Ordering::Acquire) {
-            0 => Fate::Ours,
-            1 => Fate::Gone,
-            _ => Fate::GivenUp,
-        }
-    }
-
-    /// Changes it.
-    pub(crate) fn end(&self, fate: Fate) {
-        self.fate.store(fate as u8, Ordering::Release);
-        self.changed.notify_waiters();
-    }
-
-    async fn not_ours(&self) {
-        let changed = self.changed.notified();
-        if self.fate() == Fate::Ours {
-            changed.await;
-        }
     }
 }
 
 /// A message to publish.
 #[derive(Debug, Clone)]
 pub struct Outbound {
-    /// Where to.
     pub subject: Subject,
-    /// With which headers.
     pub headers: HeaderMap,
-    /// What.
     pub payload: Bytes,
 }
 

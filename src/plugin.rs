@@ -22,8 +22,9 @@ pub use hook::Hook;
 pub use stopped::{Kind, Stopped, Why};
 
 use crate::message::Message;
-use crate::observe::metrics::{CallFailedLabels, Metrics};
-use crate::plugin::chain::Chain;
+use crate::observe::Observer;
+use crate::observe::event::Event;
+use crate::plugin::chain::{Call, Chain};
 use crate::plugin::host::Host;
 use crate::plugin::settings::Settings;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,7 +36,7 @@ pub struct Plugins {
     chain: Mutex<Arc<Chain>>,
     /// The files as they were when they were last loaded, or refused.
     seen: Mutex<Vec<files::File>>,
-    metrics: Metrics,
+    observer: Observer,
 }
 
 impl Plugins {
@@ -43,20 +44,20 @@ impl Plugins {
     ///
     /// # Errors
     /// What is wrong with each of those that can not be used.
-    pub async fn load(config: &Settings, metrics: &Metrics) -> anyhow::Result<Option<Self>> {
+    pub async fn load(config: &Settings, observer: &Observer) -> anyhow::Result<Option<Self>> {
         if config.paths.is_empty() {
             return Ok(None);
         }
         let host = Arc::new(Host::new(config)?);
         let files = files::found(&config.paths)?;
-        let chain = Chain::load(&files, &config.settings, &host, output::log).await?;
-        chain.count_from_zero(metrics);
+        let chain = Chain::load(&files, &config.settings, &host, output::log(observer)).await?;
+        chain.expect(observer);
         Ok(Some(Self {
             host,
             config: config.clone(),
             chain: Mutex::new(Arc::new(chain)),
             seen: Mutex::new(files),
-            metrics: metrics.clone(),
+            observer: observer.clone(),
         }))
     }
 
@@ -70,11 +71,15 @@ impl Plugins {
         tail: &str,
         limits: Limits,
     ) -> Result<Shaped, Stopped> {
-        let result =
-            self.chain().shape(message, tail, limits, |call| self.metrics.observe_call(call)).await;
+        let called = |call: &Call<'_>| {
+            let Call { guest, hook, elapsed } = *call;
+            let (plugin, hook) = (&*guest.name, hook.name());
+            self.observer.note(&Event::HookCalled { plugin, hook, elapsed });
+        };
+        let result = self.chain().shape(message, tail, limits, called).await;
         if let Err(Stopped { plugin, hook, why: Why::Failed(kind, _) }) = &result {
-            let labels = CallFailedLabels { plugin: plugin.to_string(), hook: *hook, kind: *kind };
-            self.metrics.calls_failed.get_or_create(&labels).inc();
+            let (hook, kind) = (hook.name(), kind.name());
+            self.observer.note(&Event::HookFailed { plugin, hook, kind });
         }
         result
     }

@@ -4,40 +4,43 @@
 //! an answer of 2xx from every destination makes. Nothing counts as relayed that was not
 //! confirmed: `relay` returns a `Confirmed`, which only the publisher's proof makes.
 
+pub mod copy;
 pub(crate) mod dead_letter;
 pub(crate) mod intake;
 pub(crate) mod lane;
+pub mod outcome;
 
-use crate::headers;
-use crate::message::{End, Fate, Message, Outbound};
+use crate::message::Message;
 use crate::nats::link::Link;
 use crate::nats::publisher::{Confirmed, PublishFailure, Publisher};
-use crate::observe::metrics::{FailedLabels, Metrics, Reason};
-use crate::plugin::{Limits, Plugins, Shaped, Stopped, Why};
+use crate::observe::Observer;
+use crate::observe::event::Event;
+use crate::origin::{Fate, Settled};
+use crate::pending::Pending;
+use crate::plugin::{Limits, Plugins, Shaped};
+use crate::relay::copy::relayed_copy;
 use crate::relay::dead_letter::dead_letter;
-use crate::relay::lane::{Lanes, Slot};
-use crate::source::stream::held::{Ack, Held};
-use crate::subject::{MAX_SUBJECT_BYTES, Prefix};
-use crate::webhook::{Delivery, Undelivered, Webhook};
-use async_nats::header::NATS_MESSAGE_ID;
+use crate::relay::lane::Lanes;
+use crate::relay::outcome::{Failure, Outcome};
+use crate::slot::Slot;
+use crate::subject::Prefix;
+use crate::webhook::{Accepted, Delivery, Webhook};
 use futures_util::FutureExt;
+use std::fmt::Display;
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
-use tokio_util::bytes::Bytes;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info};
-
-/// How long a stored message waits that could not be published on the failed subject.
-const FAILED_AGAIN: Duration = Duration::from_secs(10);
+use tracing::{Instrument, info_span};
 
 /// Messages worked on at once unless something else is said.
 pub(crate) const MAX_IN_FLIGHT: usize = 128;
 pub(crate) const MOST_IN_FLIGHT: usize = 65_536;
 /// Time to finish what has arrived unless something else is said.
 pub(crate) const GRACE: Duration = Duration::from_secs(25);
+/// How long a kept message waits that could not be published on the failed subject.
+const FAILED_AGAIN: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(crate) struct Settings {
@@ -63,53 +66,12 @@ pub(crate) struct Relay {
     webhook: Webhook,
     publisher: Publisher,
     link: Link,
-    held: Option<Held>,
-    metrics: Metrics,
+    observer: Observer,
+    pending: Pending,
     /// What has been received and not been settled.
     pub(crate) lanes: Lanes,
     /// Cancelled when no lane may go on.
     pub(crate) halt: CancellationToken,
-}
-
-/// Why a message was not relayed.
-#[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    /// Too large to be republished.
-    #[error(
-        "the relayed message would have {size} bytes with its headers, the server takes {limit} (max_payload)"
-    )]
-    TooLarge {
-        /// Its size.
-        size: usize,
-        /// The server's `max_payload`.
-        limit: usize,
-    },
-    /// Its subject is too long to be republished.
-    #[error(
-        "the relayed subject would have {0} bytes, at most {MAX_SUBJECT_BYTES} can be published"
-    )]
-    SubjectTooLong(usize),
-    /// Its headers are not ones that the client library can read.
-    #[error("{0}, so that NATS clients cannot read the message")]
-    Unreadable(&'static str),
-    /// A plugin failed, or decided so.
-    #[error("{0}")]
-    Plugin(Stopped),
-    /// A destination did not accept it.
-    #[error("{0}")]
-    Webhook(Undelivered),
-    /// It was accepted and could not be republished.
-    #[error("accepted by the webhook, but not republished: {0}")]
-    Publish(#[source] PublishFailure),
-    /// Another replica relays it.
-    #[error("given back: another replica relays it")]
-    GivenUp,
-    /// The relay was told to stop.
-    #[error("the relay was stopped before the message was relayed")]
-    Shutdown,
-    /// A bug of the relay.
-    #[error("the relay failed on this message; please report it")]
-    Bug,
 }
 
 impl Relay {
@@ -120,9 +82,10 @@ impl Relay {
         webhook: Webhook,
         publisher: Publisher,
         link: &Link,
-        held: Option<Held>,
-        metrics: &Metrics,
+        observer: &Observer,
+        pending: &Pending,
     ) -> Self {
+        observer.metrics().expect_failures(Failure::REASONS.into_iter());
         Self {
             listen: settings.listen.clone(),
             relayed: settings.relayed.clone(),
@@ -132,39 +95,30 @@ impl Relay {
             webhook,
             publisher,
             link: link.clone(),
-            held,
-            metrics: metrics.clone(),
-            lanes: Lanes::new(metrics),
+            observer: observer.clone(),
+            pending: pending.clone(),
+            lanes: Lanes::new(pending),
             halt: CancellationToken::new(),
         }
     }
 
     /// Takes a message in: it waits in its lane until those before it are settled.
     pub(crate) fn receive(self: &Arc<Self>, message: Message) {
-        info!(subject = %message.subject, id = %message.id, bytes = message.payload.len(), "received");
-        if let Some(why) = message.stored.as_ref().and_then(|stored| stored.unreadable) {
-            // It is not relayed, so that nothing has to wait for it or be waited for.
+        self.observer.note(&Event::Received(&message));
+        if let Some(why) = message.origin.unreadable() {
+            // It is not relayed, so nothing has to wait for it or be waited for.
             let relay = self.clone();
-            tokio::spawn(
-                async move { relay.settle(&message, Err(Failure::Unreadable(why))).await },
-            );
+            let unreadable = Outcome::Failed(Failure::Unreadable(why));
+            tokio::spawn(async move { relay.settle(&message, unreadable).await });
             return;
         }
-        let mut next = self.lanes.push(message);
-        if next.is_some() {
+        if let Some(first) = self.lanes.push(message) {
             let relay = self.clone();
             tokio::spawn(async move {
+                let mut next = Some(first);
                 while let Some(message) = next {
-                    let work = pin!(async {
-                        if let (Some(held), Some(stored)) = (&relay.held, &message.stored)
-                            && !held.begin(stored).await
-                        {
-                            relay.given_back(&message);
-                            return;
-                        }
-                        let result = AssertUnwindSafe(relay.relay(&message)).catch_unwind().await;
-                        relay.settle(&message, result.unwrap_or(Err(Failure::Bug))).await;
-                    });
+                    let span = info_span!("message", subject = %message.subject, id = %message.id);
+                    let work = std::pin::pin!(relay.work(&message).instrument(span));
                     if relay.halt.run_until_cancelled(work).await.is_none() {
                         return;
                     }
@@ -174,164 +128,127 @@ impl Relay {
         }
     }
 
+    /// Works on a message until it is settled.
+    async fn work(&self, message: &Arc<Message>) {
+        if !message.origin.begin().await {
+            return self.report(message, &Outcome::GivenBack);
+        }
+        let relayed = AssertUnwindSafe(self.relay(message)).catch_unwind().await;
+        let outcome = match relayed {
+            Ok(Ok(confirmed)) => Outcome::Relayed(confirmed),
+            Ok(Err(outcome)) => outcome,
+            Err(_) => Outcome::Failed(Failure::Bug),
+        };
+        self.settle(message, outcome).await;
+    }
+
     /// One message from NATS to the webhook and back to NATS.
-    async fn relay(&self, message: &Arc<Message>) -> Result<Confirmed, Failure> {
-        let slot = Slot::new(self.limit.clone(), self.held.clone());
+    async fn relay(&self, message: &Arc<Message>) -> Result<Confirmed, Outcome> {
+        let slot = Slot::new(&self.limit, message);
         let working = slot.enter().await;
-        if message.fate() == Fate::GivenUp {
-            return Err(Failure::GivenUp);
+        if message.origin.fate() == Fate::GivenUp {
+            return Err(Outcome::GivenBack);
         }
         let delivery = self.prepare(message).await?;
-        let accepted =
-            self.webhook.deliver(delivery, &slot, working).await.map_err(Failure::Webhook)?;
+        let accepted = self.webhook.deliver(delivery, &slot, working).await;
+        let accepted = accepted.map_err(|refused| Outcome::Failed(Failure::Webhook(refused)))?;
         // The call that takes the freed place goes out first.
         tokio::task::yield_now().await;
-        self.publisher.republish(accepted).await.map_err(Failure::Publish)
+        let confirmed = self.republish(accepted).await;
+        confirmed.map_err(|failure| Outcome::Failed(Failure::Publish(failure)))
     }
 
     /// What will be sent to the webhook, and what will be republished once that is accepted.
     /// Whatever can be known to fail fails here, before the message has had any effect.
-    async fn prepare(&self, message: &Arc<Message>) -> Result<Delivery, Failure> {
+    async fn prepare(&self, message: &Arc<Message>) -> Result<Delivery, Outcome> {
         let tail = self.listen.tail(&message.subject).unwrap_or(&message.subject);
         let limit = self.link.max_payload();
         let shaped = match &self.plugins {
             None => Shaped::unchanged(message, tail),
             // Boxed, so that a message costs no more where there are no plugins.
             Some(plugins) => {
-                Box::pin(plugins.shape(message, tail, Limits::new(limit, &self.relayed)))
-                    .await
-                    .map_err(Failure::Plugin)?
+                Box::pin(plugins.shape(message, tail, Limits::new(limit, &self.relayed))).await?
             }
         };
-        let id = if shaped.tail == tail {
-            message.id.to_string()
-        } else {
-            message.id.relayed_as(&shaped.tail)
+        let Shaped { body, headers, payload, tail: shaped } = shaped;
+        let id = match shaped == tail {
+            true => message.id.to_string(),
+            false => message.id.relayed_as(&shaped),
         };
-        let relayed =
-            relayed_copy(message, &self.relayed, &shaped.tail, shaped.payload, id, limit)?;
-        Ok(Delivery::new(message, shaped.body, shaped.headers, relayed, &self.metrics))
+        let relayed = relayed_copy(message, &self.relayed, &shaped, payload, id, limit)?;
+        let delivery = Delivery::new(message, body, headers, relayed, &self.pending);
+        if delivery.headers_dropped > 0 {
+            let headers = delivery.headers_dropped;
+            self.observer.note(&Event::HeadersDropped { message, headers });
+        }
+        Ok(delivery)
+    }
+
+    /// Publishes what every destination has accepted, until it is confirmed.
+    async fn republish(&self, accepted: Accepted) -> Result<Confirmed, PublishFailure> {
+        // Boxed, so that a message that waits is small.
+        Box::pin(self.publisher.publish(accepted.into_relayed())).await
     }
 
     /// Counts and logs what became of a message; a failed one goes to the failed subject. After
-    /// that, and not before, the stream is told that it is done with.
-    pub(crate) async fn settle(&self, message: &Message, result: Result<Confirmed, Failure>) {
-        let ack = match result {
-            Ok(confirmed) => {
-                if message.end.set(End::Relayed).is_ok() {
-                    self.metrics.relayed.inc();
-                    info!(subject = %message.subject, id = %message.id, relayed = %confirmed.subject(), "relayed");
-                }
-                Ack::Done
-            }
-            Err(Failure::Plugin(Stopped { plugin, hook, why: Why::Rejected(reason) })) => {
-                if message.end.set(End::Rejected).is_ok() {
-                    self.metrics.rejected.inc();
-                    info!(subject = %message.subject, id = %message.id, %plugin, %hook, reason, "rejected");
-                }
-                Ack::Done
-            }
-            Err(_) if message.fate() == Fate::GivenUp => {
-                self.given_back(message);
-                Ack::GivenBack
-            }
-            Err(failure) => {
-                if message.end.set(End::Failed).is_ok() {
-                    let reason = failure.reason();
-                    self.metrics.failed.get_or_create(&FailedLabels { reason }).inc();
-                    error!(subject = %message.subject, id = %message.id, reason = reason.label(), error = %failure, "not relayed");
-                }
-                tokio::select! {
-                    biased;
-                    () = self.publish_failed(message, &failure) => Ack::Terminated,
-                    // Another replica works: it waits for this message.
-                    () = message.given_up() => Ack::GivenBack,
-                }
-            }
+    /// that, and not before, its origin learns that the message is done with.
+    pub(crate) async fn settle(&self, message: &Message, outcome: Outcome) {
+        let outcome = match outcome {
+            // Whatever happened here, another replica relays it.
+            Outcome::Failed(_) if message.origin.fate() == Fate::GivenUp => Outcome::GivenBack,
+            outcome => outcome,
         };
-        if let (Some(held), Some(stored)) = (&self.held, &message.stored) {
-            held.settle(stored, ack).await;
-        }
+        self.report(message, &outcome);
+        let settled = match outcome {
+            Outcome::Relayed(_) | Outcome::Rejected { .. } => Settled::Done,
+            Outcome::GivenBack => Settled::GivenBack,
+            Outcome::Failed(failure) => tokio::select! {
+                biased;
+                () = self.publish_failed(message, &failure) => Settled::Failed,
+                // Another replica works: it waits for this message.
+                () = message.origin.given_up() => Settled::GivenBack,
+            },
+        };
+        message.origin.settle(settled).await;
     }
 
-    /// Counts a message that the stream delivers again.
-    pub(crate) fn given_back(&self, message: &Message) {
-        if message.end.set(End::GivenBack).is_ok() {
-            self.metrics.given_back.inc();
-            debug!(subject = %message.subject, id = %message.id, "given back to the stream");
+    /// Notes what became of a message, once.
+    pub(crate) fn report(&self, message: &Message, outcome: &Outcome) {
+        if message.end.set(outcome.end()).is_err() {
+            return;
         }
+        self.observer.note(&match outcome {
+            Outcome::Relayed(confirmed) => {
+                Event::Relayed { message, relayed: confirmed.subject().as_str() }
+            }
+            Outcome::Rejected { plugin, hook, reason } => {
+                Event::Rejected { message, plugin, hook: hook.name(), reason }
+            }
+            Outcome::GivenBack => Event::GivenBack(message),
+            Outcome::Failed(failure) => {
+                Event::Failed { message, reason: failure.reason(), error: failure }
+            }
+        });
     }
 
     async fn publish_failed(&self, message: &Message, failure: &Failure) {
         let Some(prefix) = &self.failed else { return };
         let tail = self.listen.tail(&message.subject).unwrap_or(&message.subject);
         loop {
-            let letter =
-                dead_letter(prefix.subject(tail), message, failure, self.link.max_payload());
-            let Err(error) = self.publisher.publish_failed(letter).await else { return };
-            self.not_published_failed(message, &error);
-            if message.stored.is_none() {
+            let limit = self.link.max_payload();
+            let letter = dead_letter(prefix.subject(tail), message, failure, limit);
+            let Err(error) = Box::pin(self.publisher.publish(letter)).await else { return };
+            self.failed_unpublished(message, &error);
+            if !message.origin.is_kept() {
                 return;
             }
-            // The stream keeps it for as long as it takes.
+            // It is kept for as long as it takes.
             tokio::time::sleep(FAILED_AGAIN).await;
         }
     }
 
-    /// Counts and logs a failed message that could not be published on the failed subject.
-    pub(crate) fn not_published_failed(&self, message: &Message, error: &dyn std::fmt::Display) {
-        self.metrics.failed_unpublished.inc();
-        error!(subject = %message.subject, id = %message.id, %error, "failed message not published on the failed subject");
-    }
-}
-
-/// The copy of `message` that is republished below `prefix`.
-///
-/// # Errors
-/// When a server that takes `limit` bytes (`max_payload`) would refuse it.
-pub fn relayed_copy(
-    message: &Message,
-    prefix: &Prefix,
-    tail: &str,
-    payload: Bytes,
-    id: String,
-    limit: usize,
-) -> Result<Outbound, Failure> {
-    let subject = prefix.subject(tail);
-    if subject.len() > MAX_SUBJECT_BYTES {
-        return Err(Failure::SubjectTooLong(subject.len()));
-    }
-    let headers = headers::to_relayed(&message.headers);
-    let mut relayed = Outbound { subject: subject.into(), headers, payload };
-    if relayed.size() > limit {
-        return Err(Failure::TooLarge { size: relayed.size(), limit });
-    }
-    relayed.headers.insert(NATS_MESSAGE_ID, id);
-    if relayed.size() > limit {
-        // Of a message that fills max_payload to the brim, the copy goes without an id.
-        relayed.headers = headers::to_relayed(&message.headers);
-    }
-    Ok(relayed)
-}
-
-impl Failure {
-    /// Whether a plugin decided so, which is no failure of anything.
-    #[must_use]
-    pub(crate) fn is_rejection(&self) -> bool {
-        matches!(self, Self::Plugin(Stopped { why: Why::Rejected(_), .. }))
-    }
-
-    /// Its kind, for counters, logs and headers.
-    #[must_use]
-    pub(crate) fn reason(&self) -> Reason {
-        match self {
-            Self::Unreadable(_) => Reason::unreadable,
-            Self::Plugin(_) => Reason::plugin,
-            Self::Webhook(_) => Reason::webhook,
-            Self::TooLarge { .. } | Self::SubjectTooLong(_) => Reason::too_large,
-            Self::Publish(_) => Reason::publish,
-            Self::GivenUp | Self::Shutdown => Reason::shutdown,
-            Self::Bug => Reason::bug,
-        }
+    /// Notes a failed message that could not be published on the failed subject.
+    pub(crate) fn failed_unpublished(&self, message: &Message, error: &dyn Display) {
+        self.observer.note(&Event::FailedUnpublished { message, error });
     }
 }

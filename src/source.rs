@@ -1,18 +1,13 @@
-//! Where messages come from.
+//! Where messages come from: a subscription of core NATS, or a stream.
 
 pub(crate) mod stream;
 pub(crate) mod subscription;
 
-use crate::message::Message;
-use crate::message::relay_of;
+use crate::message::{Message, relay_of};
 use crate::nats::jetstream::Api;
-use crate::nats::link::Link;
-use crate::nats::publisher::Publisher;
-use crate::observe::metrics::Metrics;
 use crate::pending::Limits;
-use crate::source::stream::Pull;
 use crate::source::stream::consumer::{self, Consumer};
-use crate::source::stream::held::Held;
+use crate::source::stream::{Parts, Pull};
 use crate::source::subscription::Subscription;
 use crate::subject::Prefix;
 
@@ -37,41 +32,32 @@ pub(crate) enum Intake {
 
 /// One of the two ways in.
 pub(crate) enum Source {
-    /// Core NATS.
     Subscription(Box<Subscription>),
-    /// JetStream.
     Stream(Box<Pull>),
 }
 
 impl Source {
-    /// Returns when messages can arrive.
+    /// Returns when messages can arrive, which are relayed below `relayed`.
     ///
     /// # Errors
     /// When the user may not have them, or there is no stream or consumer to have them from.
     pub(crate) async fn open(
         settings: &Settings,
         relayed: &Prefix,
-        link: &Link,
-        publisher: &Publisher,
-        metrics: &Metrics,
+        parts: Parts<'_>,
     ) -> anyhow::Result<Self> {
         let Settings { listen, limits, .. } = settings;
         Ok(match &settings.intake {
             Intake::Subscription { queue_group } => {
-                let subscription =
-                    Subscription::open(queue_group.as_deref(), listen, link, publisher);
-                Self::Subscription(Box::new(subscription.await?))
+                let (group, Parts { link, round_trips, .. }) = (queue_group.as_deref(), parts);
+                let subscription = Subscription::open(group, listen, link, round_trips).await?;
+                Self::Subscription(Box::new(subscription))
             }
             Intake::Stream(stream) => {
-                let consumer = Consumer::new(
-                    Api::new(&stream.api_prefix, link),
-                    stream,
-                    listen,
-                    limits.messages,
-                );
+                let api = Api::new(&stream.api_prefix, parts.link);
+                let consumer = Consumer::new(api, stream, listen, limits.messages);
                 let relay = relay_of(&stream.consumer, &relayed.to_string());
-                let pull = Pull::open(consumer, relay, *limits, link, publisher, metrics);
-                Self::Stream(Box::new(pull.await?))
+                Self::Stream(Box::new(Pull::open(consumer, relay, *limits, parts).await?))
             }
         })
     }
@@ -108,17 +94,7 @@ impl Source {
         }
     }
 
-    /// What is to be settled at a stream.
-    #[must_use]
-    pub(crate) fn held(&self) -> Option<Held> {
-        match self {
-            Self::Subscription(_) => None,
-            Self::Stream(pull) => Some(pull.held()),
-        }
-    }
-
     /// Whether the server has ended the subscription because the user may not have it.
-    #[must_use]
     pub(crate) fn is_denied(&self) -> bool {
         match self {
             Self::Subscription(subscription) => subscription.is_denied(),

@@ -1,45 +1,46 @@
 //! Delivery: POST a message to every destination until all have accepted it.
 //!
 //! Owns the verdict on an answer, the retries, and the one way to an [`Accepted`]: nothing
-//! else can make that value, and nothing is republished without it. What is said about a
-//! destination that is down is in `outage.rs`.
+//! else can make that value, and nothing is republished without it. How a call is made is
+//! `endpoint`'s matter, and what is said about a destination that is down is `outage`'s.
 
 pub(crate) mod client;
+pub mod delivery;
 pub(crate) mod destination;
+pub(crate) mod endpoint;
 mod outage;
 pub(crate) mod proxy;
 pub(crate) mod signature;
 
+pub use delivery::Delivery;
+
 use crate::certificates::Certificates;
-use crate::headers;
-use crate::message::{Fate, Message, Outbound};
-use crate::observe::metrics::Metrics;
-use crate::relay::lane::{Slot, Working};
+use crate::headers::WEBHOOK_SIGNATURE;
+use crate::message::Outbound;
+use crate::observe::Observer;
+use crate::observe::event::{self, Event};
+use crate::origin::Fate;
+use crate::slot::{Slot, Working};
 use crate::webhook::destination::Destination;
+use crate::webhook::endpoint::{Answer, Call, Endpoint, Unanswered};
 use crate::webhook::outage::{Outage, Shortage};
 use crate::webhook::proxy::Proxy;
 use crate::webhook::signature::Keys;
-use anyhow::Context;
 use futures_util::future::join_all;
-use prometheus_client::metrics::gauge::Gauge;
-use reqwest::header::{self, HeaderMap, HeaderValue};
-use reqwest::{Client, Method, Request, Response, StatusCode};
+use reqwest::StatusCode;
+use reqwest::header::{self, HeaderMap};
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
-use tokio_util::bytes::Bytes;
-use tracing::{debug, info};
 
 /// The first wait between attempts; it doubles with each, up to [`LONGEST_BACKOFF`].
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 /// The longest that `Retry-After` is obeyed.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
-/// How much of an answer's body is read, for the sake of the connection's reuse.
-const BODY_CAP: usize = 64 * 1024;
 
-/// Time for one attempt, attempts for one message and destination unless something else is said.
+/// Time for one attempt, and attempts for one message and destination, unless something else
+/// is said.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) const MAX_ATTEMPTS: u32 = 10;
 pub(crate) const MOST_ATTEMPTS: u32 = 1_000_000;
@@ -66,106 +67,18 @@ pub(crate) struct Settings {
 
 /// The configured destinations.
 pub(crate) struct Webhook {
-    endpoints: Vec<Endpoint>,
+    targets: Vec<Target>,
     timeout: Duration,
     max_attempts: Option<u32>,
     retry_status: Vec<StatusCode>,
     keys: Keys,
     shortage: Shortage,
-    metrics: Metrics,
+    observer: Observer,
 }
 
-struct Endpoint {
-    destination: Destination,
-    proxy: Option<Proxy>,
-    maker: client::Maker,
-    /// For new calls, with its number.
-    client: Mutex<(u64, Client)>,
-    /// A request with URL, fixed headers and, from the URL's user info, basic auth.
-    template: Request,
+struct Target {
+    endpoint: Endpoint,
     outage: Outage,
-}
-
-/// One message as the webhook gets it, together with what is republished once it is accepted.
-pub struct Delivery {
-    message: Arc<Message>,
-    body: Bytes,
-    /// Take the place of the message's of the same name.
-    set: HeaderMap,
-    relayed: Outbound,
-    _extra: Extra,
-}
-
-impl Delivery {
-    /// `relayed` stays locked up until every destination has accepted; `body` and the headers
-    /// `set` are what the destinations get.
-    #[must_use]
-    pub fn new(
-        message: &Arc<Message>,
-        body: Bytes,
-        set: HeaderMap,
-        relayed: Outbound,
-        metrics: &Metrics,
-    ) -> Self {
-        let (_, illegal) = headers::to_http(&message.headers);
-        if illegal > 0 {
-            metrics.headers_dropped.inc_by(illegal);
-            debug!(subject = %message.subject, id = %message.id, headers = illegal, "dropped headers that HTTP does not allow");
-        }
-        let made = [&body, &relayed.payload]
-            .into_iter()
-            .filter(|bytes| bytes.as_ptr() != message.payload.as_ptr());
-        let extra = Extra::new(made.map(Bytes::len).sum(), metrics);
-        Self { message: message.clone(), body, set, relayed, _extra: extra }
-    }
-
-    /// The headers of a call, without those that the operator fixed, and unsigned.
-    #[must_use]
-    pub fn headers(&self) -> HeaderMap {
-        let (mut headers, _) = headers::to_http(&self.message.headers);
-        headers.reserve(7 + self.set.len());
-        replace(&mut headers, &self.set);
-        headers.entry(header::CONTENT_TYPE).or_insert(HeaderValue::from_static("application/json"));
-        if self.body.is_empty() {
-            // hyper leaves it out, and some servers then answer 411 Length Required.
-            headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
-        }
-        headers.insert(headers::NATS_SUBJECT, headers::value(&self.message.subject));
-        headers.insert(headers::WEBHOOK_ID, headers::value(self.message.id.as_str()));
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        headers.insert(headers::WEBHOOK_TIMESTAMP, HeaderValue::from(now));
-        headers
-    }
-}
-
-/// Bytes that wait beside a message, because a plugin made them: they count as pending.
-struct Extra {
-    bytes: i64,
-    pending: Gauge,
-}
-
-impl Extra {
-    fn new(bytes: usize, metrics: &Metrics) -> Self {
-        let bytes = bytes as i64;
-        metrics.pending_bytes.inc_by(bytes);
-        Self { bytes, pending: metrics.pending_bytes.clone() }
-    }
-}
-
-impl Drop for Extra {
-    fn drop(&mut self) {
-        self.pending.dec_by(self.bytes);
-    }
-}
-
-/// Puts all of `winners` into `headers`, in the place of those of the same name.
-fn replace(headers: &mut HeaderMap, winners: &HeaderMap) {
-    for name in winners.keys() {
-        headers.remove(name);
-    }
-    for (name, value) in winners {
-        headers.append(name, value.clone());
-    }
 }
 
 /// Proof that every destination answered 2xx for the message inside.
@@ -179,51 +92,37 @@ impl Accepted {
     }
 }
 
-/// What became of a message at the destinations that did not accept it.
+/// The destinations that did not accept a message.
 #[derive(Debug)]
-pub struct Undelivered(pub(crate) Vec<Refusal>);
+pub(crate) struct Undelivered(pub(crate) Vec<Refusal>);
 
 /// One destination's last word.
 #[derive(Debug)]
 pub(crate) struct Refusal {
-    /// The destination, without secrets.
+    /// Without secrets.
     pub(crate) destination: String,
     /// The last answer's status; `None` when there was none.
     pub(crate) status: Option<StatusCode>,
     /// What went wrong, for a person.
     pub(crate) error: String,
-    /// How often it was called.
     pub(crate) attempts: u32,
 }
 
 impl fmt::Display for Undelivered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, refusal) in self.0.iter().enumerate() {
+            let Refusal { destination, error, attempts, .. } = refusal;
             let separator = if index > 0 { "; " } else { "" };
-            let attempts = if refusal.attempts == 1 {
-                "1 attempt".to_owned()
-            } else {
-                format!("{} attempts", refusal.attempts)
-            };
-            write!(f, "{separator}{}: {} ({attempts})", refusal.destination, refusal.error)?;
+            let s = if *attempts == 1 { "" } else { "s" };
+            write!(f, "{separator}{destination}: {error} ({attempts} attempt{s})")?;
         }
         Ok(())
     }
 }
 
-/// What one call came to.
-struct Attempt {
-    /// The answer's status, or why there was none.
-    answer: Result<StatusCode, String>,
-    retry_after: Option<Duration>,
-    location: Option<String>,
-    /// What this machine was short of, so that there was no call.
-    shortage: Option<&'static str>,
-}
-
 /// What an answer means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
+enum Verdict {
     /// The destination has the message.
     Accepted,
     /// It may take it later.
@@ -233,8 +132,7 @@ pub(crate) enum Verdict {
 }
 
 /// The verdict on a call: its status, or `None` when there was no answer.
-#[must_use]
-pub(crate) fn verdict(status: Option<StatusCode>, retry_status: &[StatusCode]) -> Verdict {
+fn verdict(status: Option<StatusCode>, retry_status: &[StatusCode]) -> Verdict {
     match status.map(|status| status.as_u16()) {
         Some(200..=299) => Verdict::Accepted,
         None | Some(408 | 425 | 429 | 500..=599) => Verdict::Retry,
@@ -247,41 +145,23 @@ impl Webhook {
     /// Prepares a client for each destination.
     ///
     /// # Errors
-    /// When TLS can not be set up on this machine.
-    pub(crate) fn new(config: &Settings, metrics: &Metrics) -> anyhow::Result<Self> {
-        let endpoints = config.destinations.iter().map(|(destination, proxy)| {
-            let doing = || format!("cannot set up a client for {destination}");
-            let maker = client::Maker::new(
-                destination,
-                proxy.as_ref(),
-                config.connect_timeout,
-                &config.certificates,
-            )
-            .with_context(doing)?;
-            let client = maker.make().with_context(doing)?;
-            let mut template = client
-                .post(destination.url().clone())
-                .build()
-                .map_err(reqwest::Error::without_url)
-                .with_context(|| format!("cannot make a request for {destination}"))?;
-            replace(template.headers_mut(), &config.headers);
-            Ok(Endpoint {
-                outage: Outage::new(destination),
-                destination: destination.clone(),
-                proxy: proxy.clone(),
-                maker,
-                client: Mutex::new((0, client)),
-                template,
-            })
+    /// When TLS cannot be set up on this machine.
+    pub(crate) fn new(settings: &Settings, observer: &Observer) -> anyhow::Result<Self> {
+        let targets = settings.destinations.iter().map(|(destination, proxy)| {
+            let Settings { connect_timeout, certificates, headers, .. } = settings;
+            let proxy = proxy.as_ref();
+            let endpoint =
+                Endpoint::new(destination, proxy, *connect_timeout, certificates, headers)?;
+            Ok(Target { endpoint, outage: Outage::new(destination, observer) })
         });
         Ok(Self {
-            endpoints: endpoints.collect::<anyhow::Result<_>>()?,
-            timeout: config.timeout,
-            max_attempts: config.max_attempts,
-            retry_status: config.retry_status.clone(),
-            keys: config.keys.clone(),
-            shortage: Shortage::default(),
-            metrics: metrics.clone(),
+            targets: targets.collect::<anyhow::Result<_>>()?,
+            timeout: settings.timeout,
+            max_attempts: settings.max_attempts,
+            retry_status: settings.retry_status.clone(),
+            keys: settings.keys.clone(),
+            shortage: Shortage::new(observer),
+            observer: observer.clone(),
         })
     }
 
@@ -292,14 +172,12 @@ impl Webhook {
     pub(crate) async fn deliver(
         &self,
         delivery: Delivery,
-        slot: &Slot,
+        slot: &Slot<'_>,
         working: Working,
     ) -> Result<Accepted, Undelivered> {
-        let calls: Vec<_> = self
-            .endpoints
-            .iter()
-            .map(|endpoint| self.deliver_to(endpoint, &delivery, slot, working.clone()))
-            .collect();
+        let calls = self.targets.iter();
+        let calls = calls.map(|target| self.deliver_to(target, &delivery, slot, working.clone()));
+        let calls: Vec<_> = calls.collect();
         drop(working);
         let refusals: Vec<_> = join_all(calls).await.into_iter().filter_map(Result::err).collect();
         if refusals.is_empty() {
@@ -311,184 +189,104 @@ impl Webhook {
 
     async fn deliver_to(
         &self,
-        endpoint: &Endpoint,
+        target: &Target,
         delivery: &Delivery,
-        slot: &Slot,
+        slot: &Slot<'_>,
         mut working: Working,
     ) -> Result<(), Refusal> {
-        let message = &delivery.message;
+        let (message, destination) = (&delivery.message, &target.endpoint.destination);
         let (mut attempt, mut short) = (1, 0);
         loop {
             let called = Instant::now();
             // Boxed, so that a message that waits for a retry is small.
-            let outcome = Box::pin(endpoint.call(delivery, &self.keys, self.timeout)).await;
+            let answer = Box::pin(self.call(target, delivery)).await;
             drop(working);
             let elapsed = called.elapsed();
-
-            let status = outcome.answer.as_ref().ok().copied();
+            let call = event::Call { message, destination, attempt, elapsed: Some(elapsed) };
+            let status = answer.as_ref().ok().map(|answer| answer.status);
             let verdict = verdict(status, &self.retry_status);
-            if verdict == Verdict::Accepted {
-                self.metrics.webhook_seconds.0.observe(elapsed.as_secs_f64());
-                info!(
-                    subject = %message.subject, id = %message.id, destination = %endpoint.destination,
-                    status = status.map(|status| status.as_u16()), elapsed_ms = elapsed.as_millis() as u64, attempt, "answered"
-                );
-                endpoint.outage.ended();
+            if let (Verdict::Accepted, Some(status)) = (verdict, status) {
+                self.observer.note(&Event::Answered { call, status: status.as_u16() });
+                target.outage.ended();
                 return Ok(());
             }
-            let error = outcome.describe();
-            let wait = if let Some(what) = outcome.shortage {
-                // The endpoint was not called, so that this is no attempt.
+            let error = describe(&answer, destination);
+            let refusal = |error, attempts| {
+                Err(Refusal { destination: destination.to_string(), status, error, attempts })
+            };
+            let wait = if let Err(Unanswered { shortage: Some(what), .. }) = answer {
+                // The endpoint was not called, so this is no attempt.
                 self.shortage.noticed(what);
                 short += 1;
-                backoff(short)
+                let (call, wait) = (event::Call { elapsed: None, ..call }, backoff(short));
+                self.observer.note(&Event::Retried { call, error: &error, wait });
+                wait
             } else {
-                self.metrics.webhook_seconds.0.observe(elapsed.as_secs_f64());
-                if verdict == Verdict::Refused
-                    || self.max_attempts.is_some_and(|most| attempt >= most)
-                {
-                    return Err(Refusal {
-                        destination: endpoint.destination.to_string(),
-                        status,
-                        error,
-                        attempts: attempt,
-                    });
+                if verdict == Verdict::Refused || self.max_attempts.is_some_and(|n| attempt >= n) {
+                    self.observer.note(&Event::Refused { call });
+                    return refusal(error, attempt);
                 }
-                self.metrics.retries.inc();
-                endpoint.outage.failed(&error);
+                target.outage.failed(&error);
+                let wait = backoff(attempt).max(retry_after_of(&answer));
                 attempt += 1;
-                backoff(attempt - 1).max(outcome.retry_after.unwrap_or_default())
+                let call = event::Call { attempt, ..call };
+                self.observer.note(&Event::Retried { call, error: &error, wait });
+                wait
             };
-            debug!(
-                subject = %message.subject, id = %message.id, destination = %endpoint.destination, attempt, %error,
-                wait_ms = wait.as_millis() as u64, "not accepted, trying again"
-            );
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                () = message.not_ours() => {
+                () = message.origin.not_ours() => {
                     let error = format!("{error}; the stream no longer keeps the message");
-                    return Err(Refusal { destination: endpoint.destination.to_string(), status, error, attempts: attempt - 1 });
+                    return refusal(error, attempt - 1);
                 }
             }
             working = slot.enter().await;
-            if message.fate() == Fate::GivenUp {
+            if message.origin.fate() == Fate::GivenUp {
                 let error = format!("{error}; another replica relays the message");
-                return Err(Refusal {
-                    destination: endpoint.destination.to_string(),
-                    status,
-                    error,
-                    attempts: attempt - 1,
-                });
+                return refusal(error, attempt - 1);
             }
         }
     }
-}
 
-impl Endpoint {
-    async fn call(&self, delivery: &Delivery, keys: &Keys, timeout: Duration) -> Attempt {
-        let mut request = Request::new(Method::POST, self.template.url().clone());
-        let mut headers = delivery.headers();
-        // What the operator fixed wins.
-        replace(&mut headers, self.template.headers());
-        if let Some(signatures) = keys.sign(&headers, &delivery.body) {
-            headers.insert(headers::WEBHOOK_SIGNATURE, signatures);
+    async fn call(&self, target: &Target, delivery: &Delivery) -> Result<Answer, Unanswered> {
+        let (mut headers, body) = (delivery.headers(), delivery.body.clone());
+        if let Some(signatures) = self.keys.sign(&headers, &body) {
+            headers.insert(WEBHOOK_SIGNATURE, signatures);
         }
-        *request.headers_mut() = headers;
-        *request.body_mut() = Some(delivery.body.clone().into());
-        let mut attempt = None;
-        let (number, client) = self.client().clone();
-        let call = async {
-            match client.execute(request).await {
-                Err(error) => {
-                    let text = client::explain(&error, &self.destination, self.proxy.as_ref());
-                    attempt = Some(Attempt {
-                        shortage: client::shortage(&error, &self.destination),
-                        ..Attempt::unanswered(text)
-                    });
-                }
-                Ok(mut response) => {
-                    attempt = Some(self.answered(&response));
-                    // The status is the answer. The rest is read so that the connection can be
-                    // used again and the endpoint has finished; what happens to it changes nothing.
-                    drain(&mut response).await;
-                }
-            }
-        };
-        let _ = tokio::time::timeout(timeout, call).await;
-        attempt.unwrap_or_else(|| {
-            self.distrust(number);
-            Attempt::unanswered(format!("no answer within {}", humantime::format_duration(timeout)))
-        })
-    }
-
-    /// The connection of client `number` may have gone silent: later calls use others. Those that
-    /// are under way on it go on, as the endpoint may be slow.
-    fn distrust(&self, number: u64) {
-        let mut current = self.client();
-        if self.maker.shares_connections()
-            && current.0 == number
-            && let Ok(client) = self.maker.make()
-        {
-            *current = (number + 1, client);
-        }
-    }
-
-    fn client(&self) -> MutexGuard<'_, (u64, Client)> {
-        self.client.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn answered(&self, response: &Response) -> Attempt {
-        Attempt {
-            answer: Ok(response.status()),
-            retry_after: retry_after(response.headers(), SystemTime::now()),
-            location: response
-                .headers()
-                .get(header::LOCATION)
-                .and_then(|location| self.redirection(location)),
-            shortage: None,
-        }
-    }
-
-    /// Where a redirect points, without secrets.
-    fn redirection(&self, location: &HeaderValue) -> Option<String> {
-        let url = self.destination.url().join(location.to_str().ok()?).ok()?;
-        Some(Destination::parse(url.as_str())?.to_string())
+        target.endpoint.send(Call { headers, body, timeout: self.timeout, keep: 0 }).await
     }
 }
 
-impl Attempt {
-    fn unanswered(error: String) -> Self {
-        Self { answer: Err(error), retry_after: None, location: None, shortage: None }
-    }
-
-    fn describe(&self) -> String {
-        match (&self.answer, &self.location) {
-            (Err(error), _) => error.clone(),
-            (Ok(status), Some(location)) if status.is_redirection() => {
-                format!(
-                    "answered {status} to {location}; redirects are not followed, so set WEBHOOK_DESTINATION to the final URL"
-                )
-            }
-            (Ok(status), _) => format!("answered {status}"),
-        }
+/// What was not acceptance, for a person.
+fn describe(answer: &Result<Answer, Unanswered>, destination: &Destination) -> String {
+    match answer {
+        Err(unanswered) => unanswered.error.clone(),
+        Ok(Answer { status, headers, .. }) => match redirection(headers, destination) {
+            Some(location) if status.is_redirection() => format!(
+                "answered {status} to {location}; redirects are not followed, so set \
+                 WEBHOOK_DESTINATION to the final URL"
+            ),
+            _ => format!("answered {status}"),
+        },
     }
 }
 
-/// Reads up to [`BODY_CAP`] bytes of an answer and forgets them.
-async fn drain(response: &mut Response) {
-    let mut read = 0;
-    while let Ok(Some(chunk)) = response.chunk().await {
-        read += chunk.len();
-        if read > BODY_CAP {
-            return;
-        }
-    }
+/// Where a redirect points, without secrets.
+fn redirection(headers: &HeaderMap, destination: &Destination) -> Option<String> {
+    let location = headers.get(header::LOCATION)?.to_str().ok()?;
+    let url = destination.url().join(location).ok()?;
+    Some(Destination::parse(url.as_str())?.to_string())
 }
 
 /// The wait before the attempt after `attempt`: exponential, with full jitter.
 fn backoff(attempt: u32) -> Duration {
     let doubled = FIRST_BACKOFF.saturating_mul(1 << (attempt - 1).min(16)).min(LONGEST_BACKOFF);
     doubled.mul_f64(fastrand::f64())
+}
+
+fn retry_after_of(answer: &Result<Answer, Unanswered>) -> Duration {
+    let answer = answer.as_ref().ok();
+    answer.and_then(|answer| retry_after(&answer.headers, SystemTime::now())).unwrap_or_default()
 }
 
 /// `Retry-After` (RFC 9110, section 10.2.3): seconds or a date, at most [`LONGEST_RETRY_AFTER`].
@@ -504,6 +302,8 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use reqwest::header::HeaderValue;
+    use std::time::UNIX_EPOCH;
 
     #[test]
     fn verdicts() {

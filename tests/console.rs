@@ -456,11 +456,12 @@ async fn pretty_is_three_lines_a_message_to_follow_by_eye() {
     let others: Vec<_> =
         log.iter().filter(|line| !line.contains("msg_")).map(|line| text(line)).collect();
     assert!(
-        others.iter().filter(|line| line.starts_with("WARN  webhook does not accept")).count() == 1,
+        others.iter().filter(|line| line.starts_with("WARN  webhook delivery failing")).count()
+            == 1,
         "{others:#?}"
     );
     assert!(
-        others.iter().any(|line| line.starts_with("      webhook accepts again")),
+        others.iter().any(|line| line.starts_with("      webhook delivery recovered")),
         "{others:#?}"
     );
     assert_eq!(others.len(), 6, "{others:#?}");
@@ -527,7 +528,7 @@ async fn one_warning_an_outage_not_one_an_attempt() {
     let warning = json(&warnings[0]);
     assert_eq!(warning["destination"], *endpoint.url());
     assert!(warning["error"].as_str().unwrap().contains("500"), "{warning}");
-    assert_eq!(relay.lines("webhook accepts again").len(), 1);
+    assert_eq!(relay.lines("webhook delivery recovered").len(), 1);
     assert!(relay.lines("\"ERROR\"").is_empty());
 }
 
@@ -641,8 +642,8 @@ async fn the_nats_client_has_no_lines_of_its_own() {
         "starting",
         "ready",
         "lost the connection to NATS, reconnecting",
-        "cannot reconnect to NATS yet, trying again",
-        "reconnected to NATS; what was published meanwhile has not reached the relay",
+        "cannot reconnect to NATS yet, retrying",
+        "reconnected to NATS; messages published in the meantime did not reach the relay",
         "stopping: finishing what has arrived",
         "stopped",
     ];

@@ -985,7 +985,7 @@ async fn a_stream_answers_through_the_next_client_too() {
     setup.relay.counted("messages_relayed_total", 2).await;
     setup.relay.counted("messages_republished_again_total", 0).await;
     assert_eq!(stream.messages("RELAYED").await.len(), 2);
-    assert!(setup.relay.lines("does not answer, trying again").is_empty());
+    assert!(setup.relay.lines("does not answer, retrying").is_empty());
 }
 
 #[tokio::test]

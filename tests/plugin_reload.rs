@@ -13,7 +13,7 @@ use support::setup::Setup;
 use support::{eventually, signal, within};
 
 const RELOADED: &str = "\"message\":\"plugins reloaded\"";
-const REFUSED: &str = "\"message\":\"plugins not reloaded, the old ones stay\"";
+const REFUSED: &str = "\"message\":\"plugins not reloaded, the previous ones stay in use\"";
 
 /// A version of a plugin that says which one it is.
 fn version(name: &str) -> Component {

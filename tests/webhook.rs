@@ -170,7 +170,7 @@ async fn an_endpoint_that_asks_for_no_wait_is_not_called_in_a_loop() {
 #[tokio::test]
 async fn what_this_machine_is_short_of_fails_no_message() {
     const SUBJECTS: usize = 100;
-    const SHORT: &str = "this machine is short of what calls need";
+    const SHORT: &str = "cannot call webhooks because this machine is out of resources";
     // With a soft limit only, nothing runs short.
     for (setting, is_short) in [("ulimit -n 40", true), ("ulimit -Sn 40", false)] {
         let (nats, endpoint) = (NatsServer::start(), Held::start().await);
@@ -475,13 +475,13 @@ async fn a_refused_connection_is_tried_again_until_somebody_listens_and_said_onc
     for subject in ["cms.cache.a", "cms.cache.b", "cms.cache.c"] {
         setup.publish(subject, "").await;
     }
-    setup.relay.logged_times("not accepted, trying again", 9).await;
+    setup.relay.logged_times("not accepted, retrying", 9).await;
     let endpoint = Endpoint::on(socket.listen(64).unwrap(), |_| Reply::ok());
     setup.relayed_by_subject(3).await;
     setup.end().await;
     assert_eq!(endpoint.count(), 3);
 
-    let [said] = &setup.relay.lines("webhook does not accept")[..] else {
+    let [said] = &setup.relay.lines("webhook delivery failing")[..] else {
         panic!("said more or less than once")
     };
     assert!(
@@ -489,7 +489,7 @@ async fn a_refused_connection_is_tried_again_until_somebody_listens_and_said_onc
             && said.contains(&format!("nothing listens on 127.0.0.1:{port}")),
         "{said}"
     );
-    let [over] = &setup.relay.lines("webhook accepts again")[..] else {
+    let [over] = &setup.relay.lines("webhook delivery recovered")[..] else {
         panic!("its end said more or less than once")
     };
     assert!(over.contains("\"level\":\"INFO\"") && over.contains("outage_ms"), "{over}");
@@ -643,8 +643,8 @@ async fn a_message_is_republished_once_when_the_last_of_several_destinations_has
         let outages = usize::from(!std::ptr::eq(endpoint, &slow));
         assert_eq!(
             (
-                said("webhook does not accept, trying again").len(),
-                said("webhook accepts again").len()
+                said("webhook delivery failing, retrying").len(),
+                said("webhook delivery recovered").len()
             ),
             (outages, outages)
         );

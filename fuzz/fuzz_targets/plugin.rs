@@ -16,10 +16,10 @@ use component::{Component, Folder, HOOKS};
 use libfuzzer_sys::fuzz_target;
 use nats_webhook_relay::headers::{self, is_framing, is_ours};
 use nats_webhook_relay::message::{Id, Message};
-use nats_webhook_relay::observe::metrics::Metrics;
+use nats_webhook_relay::observe::Observer;
 use nats_webhook_relay::plugin::settings::{Cache, Settings};
 use nats_webhook_relay::plugin::{Kind, Limits, Plugins, Shaped, Stopped, Why};
-use nats_webhook_relay::relay::relayed_copy;
+use nats_webhook_relay::relay::copy::relayed_copy;
 use nats_webhook_relay::subject::{MAX_SUBJECT_BYTES, Prefix, check};
 use nats_webhook_relay::webhook::Delivery;
 use std::sync::{Arc, LazyLock};
@@ -114,7 +114,7 @@ async fn returned(data: &[u8]) {
         Err(stopped) => {
             let text = stopped.to_string();
             assert!(text.len() < 2048 && !headers::value(&text).is_empty(), "{text}");
-            assert!(!matches!(stopped.why, Why::Failed(Kind::memory, _)), "{text}");
+            assert!(!matches!(stopped.why, Why::Failed(Kind::Memory, _)), "{text}");
             let shaped = shape(&PARTS.plugins, usual())
                 .await
                 .unwrap_or_else(|next| panic!("{text}; then {next}"));
@@ -162,8 +162,7 @@ fn promises(message: &Arc<Message>, shaped: Shaped) {
         return;
     };
     assert!(copy.subject.as_str() == subject && copy.size() <= MAX_PAYLOAD);
-    let call =
-        Delivery::new(message, shaped.body, shaped.headers, copy, &Metrics::default()).headers();
+    let call = Delivery::rehearsed(message, shaped.body, shaped.headers, copy).headers();
     for (name, own) in [("nats-subject", &*message.subject), ("webhook-id", message.id.as_str())] {
         assert_eq!(call.get_all(name).iter().collect::<Vec<_>>(), [&headers::value(own)]);
     }
@@ -178,7 +177,7 @@ async fn load(folder: &Folder, timeout: Duration) -> anyhow::Result<Plugins> {
         cache: Cache::Off,
         settings: Vec::new(),
     };
-    Ok(Plugins::load(&config, &Metrics::default()).await?.unwrap())
+    Ok(Plugins::load(&config, &Observer::default()).await?.unwrap())
 }
 
 async fn shape(plugins: &Plugins, message: Arc<Message>) -> Result<Shaped, Stopped> {

@@ -1,13 +1,12 @@
 //! `check`: everything that can be tried without relaying anything.
 
-use crate::command::setup;
+use crate::command::setup::Publishing;
 use crate::config::Config;
-use crate::nats;
 use crate::nats::jetstream::Api;
 use crate::nats::link::Link;
-use crate::nats::publisher::Publisher;
+use crate::nats::round_trip::RoundTrips;
+use crate::observe::Observer;
 use crate::observe::log::say;
-use crate::observe::metrics::Metrics;
 use crate::plugin::Plugins;
 use crate::source::Intake;
 use crate::source::stream::consumer::Consumer;
@@ -16,20 +15,20 @@ use crate::webhook::Webhook;
 
 /// Prints what would be relayed where.
 pub(super) async fn check(config: &Config) -> anyhow::Result<()> {
-    let metrics = Metrics::default();
-    Webhook::new(&config.webhook, &metrics)?;
-    let plugins = Plugins::load(&config.plugins, &metrics).await?;
+    let observer = Observer::default();
+    Webhook::new(&config.webhook, &observer)?;
+    let plugins = Plugins::load(&config.plugins, &observer).await?;
     for plugin in plugins.iter().flat_map(Plugins::describe) {
         say(format_args!("runs          plugin {plugin}"))?;
     }
-    let link = nats::connect_or_fail(&config.nats, &metrics).await?;
+    let link = Link::try_open(&config.nats, &observer).await?;
     if let Some(context) = &config.nats.context {
         say(format_args!("uses          {context}"))?;
     }
     let version = link.client().await.1.server_info().version;
     say(format_args!("connected to  nats-server {version}"))?;
-    let publisher = setup::publisher(config, &link, &metrics).await?;
-    source(config, &link, &publisher).await?;
+    let publishing = Publishing::open(config, &link, &observer).await?;
+    source(config, &link, &publishing.round_trips).await?;
     for (destination, _) in &config.webhook.destinations {
         say(format_args!("calls         {destination}"))?;
     }
@@ -46,14 +45,14 @@ pub(super) async fn check(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn source(config: &Config, link: &Link, publisher: &Publisher) -> anyhow::Result<()> {
+async fn source(config: &Config, link: &Link, round_trips: &RoundTrips) -> anyhow::Result<()> {
     let listen = &config.source.listen;
     match &config.source.intake {
         Intake::Stream(stream) => {
             let api = Api::new(&stream.api_prefix, link);
             let consumer = Consumer::new(api, stream, listen, config.source.limits.messages);
             let found = consumer.check().await?;
-            consumer.may_be_used(publisher).await?;
+            consumer.may_be_used(round_trips).await?;
             let (name, consumer) = (&stream.name, &stream.consumer);
             say(format_args!(
                 "reads from    {} (stream {name}, consumer {consumer} {found})",
@@ -62,7 +61,7 @@ async fn source(config: &Config, link: &Link, publisher: &Publisher) -> anyhow::
         }
         Intake::Subscription { queue_group } => {
             // Outside the queue group: a message given to this process would reach nobody.
-            Subscription::open(None, listen, link, publisher).await?;
+            Subscription::open(None, listen, link, round_trips).await?;
             let group = queue_group.as_ref().map(|group| format!(" (queue group {group})"));
             let group = group.unwrap_or_default();
             say(format_args!("listens on    {}{group}", listen.wildcard()))?;

@@ -145,10 +145,10 @@ mod tests {
     use crate::nats::jetstream::{Api, OWN};
     use crate::nats::link::Link;
     use crate::nats::settings::Settings;
-    use crate::observe::metrics::Metrics;
+    use crate::observe::Observer;
 
     fn answers() -> Answers {
-        let link = Link::new(&Settings::default(), &Metrics::default());
+        let link = Link::new(&Settings::default(), &Observer::default());
         let capture = Capture::new(Api::new(OWN, &link), Vec::new());
         Answers { capture, inbox: "_INBOX.x.".to_owned(), waiting: Mutex::default() }
     }

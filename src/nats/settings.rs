@@ -3,6 +3,7 @@
 use crate::nats::login::Login;
 use crate::nats::tls::Tls;
 use async_nats::ServerAddr;
+use std::time::Duration;
 
 /// What inboxes begin with unless something else is said.
 pub(crate) const INBOX_PREFIX: &str = "_INBOX";
@@ -20,3 +21,6 @@ pub(crate) struct Settings {
     /// The context that says some of it.
     pub(crate) context: Option<String>,
 }
+
+/// How often a state that lasts, such as a server that cannot be reached, is mentioned again.
+pub(crate) const REMIND: Duration = Duration::from_secs(60);

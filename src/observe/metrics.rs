@@ -1,159 +1,74 @@
-//! What the relay counts. Every message that is received ends in exactly one of `relayed`,
-//! `rejected`, `failed`, `given_back` and `pending`; what never became a message of ours is in `lost` and `gaps`.
+//! What the relay counts, in the OpenMetrics text format.
+//!
+//! Every message that is received ends in exactly one of `relayed`, `rejected`, `failed`,
+//! `given_back` and `pending`; what never became a message of ours is in `lost` and `gaps`.
 
-use crate::observe::log;
-use crate::plugin::hook::Hook;
-use crate::plugin::stopped::Kind;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use crate::observe::event::{Call, Event, Gap};
+use crate::observe::lines;
+use crate::pending::Pending;
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-/// Why a message was not relayed, as a label.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct FailedLabels {
-    /// The kind of failure.
-    pub(crate) reason: Reason,
+struct FailedLabels {
+    reason: &'static str,
 }
 
-/// Kinds of failure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-#[allow(non_camel_case_types, reason = "the names are label values")]
-pub(crate) enum Reason {
-    /// Its headers can not be read.
-    unreadable,
-    /// A plugin failed.
-    plugin,
-    /// A destination did not accept it.
-    webhook,
-    /// The relayed message would be larger than the server takes, or its subject longer.
-    too_large,
-    /// It was accepted, and the server or the client would not have the relayed message.
-    publish,
-    /// The relay was told to stop before it was done.
-    shutdown,
-    /// A bug of the relay.
-    bug,
-}
-
-impl Reason {
-    /// Every kind, so that each is counted from zero.
-    const ALL: [Self; 7] = [
-        Self::unreadable,
-        Self::plugin,
-        Self::webhook,
-        Self::too_large,
-        Self::publish,
-        Self::shutdown,
-        Self::bug,
-    ];
-
-    /// The label's value, also used in logs and in headers of the failed subject.
-    #[must_use]
-    pub(crate) fn label(self) -> &'static str {
-        match self {
-            Self::unreadable => "unreadable",
-            Self::plugin => "plugin",
-            Self::webhook => "webhook",
-            Self::too_large => "too_large",
-            Self::publish => "publish",
-            Self::shutdown => "shutdown",
-            Self::bug => "bug",
-        }
-    }
-}
-
-/// One hook of one plugin.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct CallLabels {
-    /// The plugin's name.
-    pub(crate) plugin: String,
-    /// The hook.
-    pub(crate) hook: Hook,
+struct CallLabels {
+    plugin: String,
+    hook: &'static str,
 }
 
-/// One kind of failure of one hook.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct CallFailedLabels {
-    /// The plugin's name.
-    pub(crate) plugin: String,
-    /// The hook.
-    pub(crate) hook: Hook,
-    /// What happened.
-    pub(crate) kind: Kind,
+struct CallFailedLabels {
+    plugin: String,
+    hook: &'static str,
+    kind: &'static str,
 }
 
-/// What became of an attempt to load plugins again, as a label.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct ReloadLabels {
-    /// Which of the two.
-    pub(crate) result: Reload,
+struct ReloadLabels {
+    result: &'static str,
 }
 
-/// What became of an attempt to load plugins again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-#[allow(non_camel_case_types, reason = "the names are label values")]
-pub(crate) enum Reload {
-    /// The new ones are in use.
-    loaded,
-    /// One was bad, the old ones stay.
-    refused,
+const LOADED: ReloadLabels = ReloadLabels { result: "loaded" };
+const REFUSED: ReloadLabels = ReloadLabels { result: "refused" };
+
+/// All counters of one relay.
+#[derive(Debug, Default)]
+pub(crate) struct Metrics {
+    received: Counter,
+    relayed: Counter,
+    rejected: Counter,
+    given_back: Counter,
+    failed: Family<FailedLabels, Counter>,
+    failed_unpublished: Counter,
+    pending: Pending,
+    lost: Counter,
+    gaps: Counter,
+    reconnects: Counter,
+    retries: Counter,
+    headers_dropped: Counter,
+    republished_again: Counter,
+    redelivered: Counter,
+    stream_pending: Gauge,
+    active: Gauge,
+    call_seconds: CallSeconds,
+    hook_seconds: HookSeconds,
+    hooks_failed: Family<CallFailedLabels, Counter>,
+    reloads: Family<ReloadLabels, Counter>,
 }
 
-/// All counters of one relay; a clone counts into the same ones.
-#[derive(Clone, Debug, Default)]
-pub struct Metrics {
-    /// Messages received.
-    pub(crate) received: Counter,
-    /// Messages republished and confirmed.
-    pub(crate) relayed: Counter,
-    /// Messages that a plugin decided not to relay.
-    pub(crate) rejected: Counter,
-    /// Messages given back to the stream, which delivers them again.
-    pub(crate) given_back: Counter,
-    /// Messages not relayed, by reason.
-    pub(crate) failed: Family<FailedLabels, Counter>,
-    /// Failed messages that also could not be published on the failed subject.
-    pub(crate) failed_unpublished: Counter,
-    /// Messages waiting or being worked on.
-    pub(crate) pending: Gauge,
-    /// Their bytes.
-    pub(crate) pending_bytes: Gauge,
-    /// Messages dropped because more would have waited than the pending limits allow.
-    pub(crate) lost: Counter,
-    /// Times in which messages may have been missed: reconnects and slow-consumer drops.
-    pub(crate) gaps: Counter,
-    /// Connections made after the first.
-    pub(crate) reconnects: Counter,
-    /// Webhook calls that were not accepted and are tried again.
-    pub(crate) retries: Counter,
-    /// Message headers that HTTP does not allow.
-    pub(crate) headers_dropped: Counter,
-    /// Messages republished once more because the connection broke before the confirmation.
-    pub(crate) republished_again: Counter,
-    /// Messages that the stream delivered again.
-    pub(crate) redelivered: Counter,
-    /// Messages that wait in the stream.
-    pub(crate) stream_pending: Gauge,
-    /// 1 while this replica is the one that works, where one does at a time.
-    pub(crate) active: Gauge,
-    /// Seconds from a webhook call to its answer.
-    pub(crate) webhook_seconds: WebhookSeconds,
-    /// Seconds that calls of plugins take, instantiation included.
-    pub(crate) call_seconds: CallSeconds,
-    /// Calls of plugins that failed.
-    pub(crate) calls_failed: Family<CallFailedLabels, Counter>,
-    /// Attempts to load plugins again.
-    pub(crate) reloads: Family<ReloadLabels, Counter>,
-}
+/// Buckets from 1 ms to 60 s.
+#[derive(Debug)]
+struct CallSeconds(Histogram);
 
-/// A histogram with buckets from 1 ms to 60 s.
-#[derive(Clone, Debug)]
-pub(crate) struct WebhookSeconds(pub(crate) Histogram);
-
-impl Default for WebhookSeconds {
+impl Default for CallSeconds {
     fn default() -> Self {
         Self(Histogram::new([
             0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
@@ -162,11 +77,11 @@ impl Default for WebhookSeconds {
     }
 }
 
-/// Histograms with buckets from 5 us to 5 s.
-#[derive(Clone, Debug)]
-pub(crate) struct CallSeconds(pub(crate) Family<CallLabels, Histogram, fn() -> Histogram>);
+/// Buckets from 5 us to 5 s.
+#[derive(Debug)]
+struct HookSeconds(Family<CallLabels, Histogram, fn() -> Histogram>);
 
-impl Default for CallSeconds {
+impl Default for HookSeconds {
     fn default() -> Self {
         Self(Family::new_with_constructor(|| {
             Histogram::new([
@@ -178,123 +93,176 @@ impl Default for CallSeconds {
 }
 
 impl Metrics {
-    /// The counters in the OpenMetrics text format.
-    #[must_use]
-    pub(crate) fn encode(&self) -> String {
-        for reason in Reason::ALL {
+    /// Counters at zero, and gauges that mirror `pending`.
+    pub(crate) fn new(pending: &Pending) -> Self {
+        Self { pending: pending.clone(), ..Self::default() }
+    }
+
+    pub(crate) fn received(&self) -> u64 {
+        self.received.get()
+    }
+
+    pub(crate) fn relayed(&self) -> u64 {
+        self.relayed.get()
+    }
+
+    pub(crate) fn lost(&self) -> u64 {
+        self.lost.get()
+    }
+
+    /// Shows the failures of these `reasons` from zero on.
+    pub(crate) fn expect_failures(&self, reasons: impl Iterator<Item = &'static str>) {
+        for reason in reasons {
             drop(self.failed.get_or_create(&FailedLabels { reason }));
         }
+    }
+
+    /// Shows the calls of a plugin's hook, and their failures of these `kinds`, from zero on.
+    pub(crate) fn expect_hook(&self, plugin: &str, hook: &'static str, kinds: &[&'static str]) {
+        for result in [LOADED, REFUSED] {
+            drop(self.reloads.get_or_create(&result));
+        }
+        drop(self.hook_seconds.0.get_or_create(&CallLabels { plugin: plugin.to_owned(), hook }));
+        for kind in kinds.iter().copied() {
+            let labels = CallFailedLabels { plugin: plugin.to_owned(), hook, kind };
+            drop(self.hooks_failed.get_or_create(&labels));
+        }
+    }
+
+    pub(crate) fn count(&self, event: &Event<'_>) {
+        match *event {
+            Event::Received(_) => inc(&self.received),
+            Event::HeadersDropped { headers, .. } => {
+                self.headers_dropped.inc_by(headers);
+            }
+            Event::Answered { call, .. } | Event::Refused { call } => self.called(call),
+            Event::Retried { call, .. } => {
+                self.called(call);
+                if call.elapsed.is_some() {
+                    self.retries.inc();
+                }
+            }
+            Event::Relayed { .. } => inc(&self.relayed),
+            Event::Rejected { .. } => inc(&self.rejected),
+            Event::GivenBack(_) => inc(&self.given_back),
+            Event::Failed { reason, .. } => {
+                self.failed.get_or_create(&FailedLabels { reason }).inc();
+            }
+            Event::FailedUnpublished { .. } => inc(&self.failed_unpublished),
+            Event::PublishedAgain { .. } => inc(&self.republished_again),
+            Event::Gap(ref gap) => {
+                self.gaps.inc();
+                if let Gap::Reconnected { .. } = gap {
+                    self.reconnects.inc();
+                }
+            }
+            Event::Dropped => inc(&self.lost),
+            Event::Reconnected { .. } => inc(&self.reconnects),
+            Event::Redelivered => inc(&self.redelivered),
+            Event::StreamPending(messages) => {
+                self.stream_pending.set(messages as i64);
+            }
+            Event::Active(active) => {
+                self.active.set(i64::from(active));
+            }
+            Event::HookCalled { plugin, hook, elapsed } => {
+                let labels = CallLabels { plugin: plugin.to_owned(), hook };
+                self.hook_seconds.0.get_or_create(&labels).observe(elapsed.as_secs_f64());
+            }
+            Event::HookFailed { plugin, hook, kind } => {
+                let labels = CallFailedLabels { plugin: plugin.to_owned(), hook, kind };
+                self.hooks_failed.get_or_create(&labels).inc();
+            }
+            Event::PluginsReloaded { .. } => inc(&self.reloads.get_or_create(&LOADED)),
+            Event::PluginsKept { .. } => inc(&self.reloads.get_or_create(&REFUSED)),
+            Event::DestinationFailing { .. }
+            | Event::DestinationRecovered { .. }
+            | Event::OutOfResources { .. }
+            | Event::PluginSaid { .. }
+            | Event::Disconnected => {}
+        }
+    }
+
+    fn called(&self, call: Call<'_>) {
+        if let Some(elapsed) = call.elapsed {
+            self.call_seconds.0.observe(elapsed.as_secs_f64());
+        }
+    }
+
+    /// The counters in the OpenMetrics text format.
+    pub(crate) fn encode(&self) -> String {
         let mut registry = Registry::with_prefix("nats_webhook_relay");
-        registry.register("messages_received", "Messages received", self.received.clone());
-        registry.register(
-            "messages_relayed",
-            "Messages republished and confirmed",
-            self.relayed.clone(),
-        );
-        registry.register(
-            "messages_rejected",
-            "Messages that a plugin decided not to relay",
-            self.rejected.clone(),
-        );
-        registry.register(
-            "messages_given_back",
-            "Messages that were received and given back to the stream",
-            self.given_back.clone(),
-        );
-        registry.register(
-            "messages_failed",
-            "Messages not relayed, by reason",
-            self.failed.clone(),
-        );
-        registry.register(
-            "messages_failed_unpublished",
-            "Failed messages that could not be published on the failed subject",
-            self.failed_unpublished.clone(),
-        );
-        registry.register(
-            "messages_pending",
-            "Messages waiting or being worked on",
-            self.pending.clone(),
-        );
-        registry.register_with_unit(
-            "messages_pending",
-            "Size of the messages waiting or being worked on",
-            Unit::Bytes,
-            self.pending_bytes.clone(),
-        );
-        registry.register(
-            "messages_lost",
-            "Messages dropped at the pending limits",
-            self.lost.clone(),
-        );
-        registry.register(
-            "gaps",
-            "Times in which messages may have been missed",
-            self.gaps.clone(),
-        );
-        registry.register(
-            "reconnects",
-            "Connections to NATS made after the first",
-            self.reconnects.clone(),
-        );
-        registry.register(
-            "webhook_retries",
-            "Webhook calls that were not accepted and are tried again",
-            self.retries.clone(),
-        );
-        registry.register(
-            "headers_dropped",
-            "Message headers that HTTP does not allow",
-            self.headers_dropped.clone(),
-        );
-        registry.register(
-            "messages_republished_again",
-            "Messages republished once more because their confirmation was lost",
-            self.republished_again.clone(),
-        );
-        registry.register(
-            "messages_redelivered",
-            "Messages that the stream delivered again",
-            self.redelivered.clone(),
-        );
-        registry.register(
-            "stream_messages_pending",
-            "Messages that wait in the stream",
-            self.stream_pending.clone(),
-        );
-        let dropped = Counter::<u64>::default();
-        dropped.inc_by(log::dropped() as u64);
-        registry.register(
-            "log_lines_dropped",
-            "Log lines that standard error did not take",
-            dropped,
-        );
-        registry.register(
-            "active",
-            "1 while this replica is the one that works",
-            self.active.clone(),
-        );
-        registry.register_with_unit(
-            "webhook_call",
-            "Time from a webhook call to its answer",
-            Unit::Seconds,
-            self.webhook_seconds.0.clone(),
-        );
-        registry.register_with_unit(
-            "plugin_call",
-            "Time that calls of plugins take",
-            Unit::Seconds,
-            self.call_seconds.0.clone(),
-        );
-        registry.register(
-            "plugin_calls_failed",
-            "Calls of plugins that failed, by kind",
-            self.calls_failed.clone(),
-        );
-        registry.register("plugin_reloads", "Attempts to load plugins again", self.reloads.clone());
+        self.register_messages(&mut registry);
+        self.register_connection(&mut registry);
+        self.register_calls(&mut registry);
         let mut text = String::new();
         // Writing into a String does not fail.
         let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
         text
     }
+
+    fn register_messages(&self, registry: &mut Registry) {
+        let mut counter = |name, help, counter: &Counter| {
+            registry.register(name, help, counter.clone());
+        };
+        counter("messages_received", "Messages received", &self.received);
+        counter("messages_relayed", "Messages republished and confirmed", &self.relayed);
+        let help = "Messages that a plugin decided not to relay";
+        counter("messages_rejected", help, &self.rejected);
+        let help = "Messages that were received and given back to the stream";
+        counter("messages_given_back", help, &self.given_back);
+        let help = "Failed messages that could not be published on the failed subject";
+        counter("messages_failed_unpublished", help, &self.failed_unpublished);
+        counter("messages_lost", "Messages dropped at the pending limits", &self.lost);
+        let help = "Messages republished once more because their confirmation was lost";
+        counter("messages_republished_again", help, &self.republished_again);
+        let help = "Messages that the stream delivered again";
+        counter("messages_redelivered", help, &self.redelivered);
+        let help = "Message headers that HTTP does not allow";
+        counter("headers_dropped", help, &self.headers_dropped);
+        let failed = self.failed.clone();
+        registry.register("messages_failed", "Messages not relayed, by reason", failed);
+        let help = "Messages waiting or being worked on";
+        registry.register("messages_pending", help, gauge(self.pending.messages()));
+        let help = "Size of the messages waiting or being worked on";
+        let bytes = gauge(self.pending.bytes());
+        registry.register_with_unit("messages_pending", help, Unit::Bytes, bytes);
+    }
+
+    fn register_connection(&self, registry: &mut Registry) {
+        let help = "Times in which messages may have been missed";
+        registry.register("gaps", help, self.gaps.clone());
+        let help = "Connections to NATS made after the first";
+        registry.register("reconnects", help, self.reconnects.clone());
+        let help = "Messages that wait in the stream";
+        registry.register("stream_messages_pending", help, self.stream_pending.clone());
+        let help = "1 while this replica is the one that works";
+        registry.register("active", help, self.active.clone());
+        let dropped = Counter::<u64>::default();
+        dropped.inc_by(lines::dropped() as u64);
+        let help = "Log lines that standard error did not take";
+        registry.register("log_lines_dropped", help, dropped);
+    }
+
+    fn register_calls(&self, registry: &mut Registry) {
+        let help = "Webhook calls that were not accepted and are tried again";
+        registry.register("webhook_retries", help, self.retries.clone());
+        let (help, calls) = ("Time from a webhook call to its answer", self.call_seconds.0.clone());
+        registry.register_with_unit("webhook_call", help, Unit::Seconds, calls);
+        let (help, calls) = ("Time that calls of plugins take", self.hook_seconds.0.clone());
+        registry.register_with_unit("plugin_call", help, Unit::Seconds, calls);
+        let help = "Calls of plugins that failed, by kind";
+        registry.register("plugin_calls_failed", help, self.hooks_failed.clone());
+        registry.register("plugin_reloads", "Attempts to load plugins again", self.reloads.clone());
+    }
+}
+
+fn inc(counter: &Counter) {
+    counter.inc();
+}
+
+fn gauge(value: usize) -> Gauge {
+    let gauge = Gauge::default();
+    gauge.set(value as i64);
+    gauge
 }

@@ -1,6 +1,6 @@
 //! `/healthz`, `/readyz` and `/metrics` over HTTP, for supervisors and Prometheus.
 
-use crate::observe::metrics::Metrics;
+use crate::observe::Observer;
 use anyhow::Context;
 use axum::Router;
 use axum::http::{StatusCode, header};
@@ -9,6 +9,9 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use tokio::net::TcpListener;
 use tracing::info;
+
+/// The name that log filters know this by.
+const TARGET: &str = "nats_webhook_relay::serve";
 
 /// Answers whether messages can be relayed now. Unset until the subscription is active.
 pub(crate) type Readiness = Arc<OnceLock<Box<dyn Fn() -> bool + Send + Sync>>>;
@@ -19,7 +22,7 @@ pub(crate) type Readiness = Arc<OnceLock<Box<dyn Fn() -> bool + Send + Sync>>>;
 /// When the address can not be listened on.
 pub(crate) async fn start(
     address: SocketAddr,
-    metrics: Metrics,
+    observer: Observer,
     readiness: Readiness,
 ) -> anyhow::Result<SocketAddr> {
     let listener = TcpListener::bind(address)
@@ -35,7 +38,7 @@ pub(crate) async fn start(
     let encode = move || async move {
         (
             [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],
-            metrics.encode(),
+            observer.metrics().encode(),
         )
     };
     let router = Router::new()
@@ -43,6 +46,6 @@ pub(crate) async fn start(
         .route("/readyz", get(ready))
         .route("/metrics", get(encode));
     tokio::spawn(async move { axum::serve(listener, router).await });
-    info!(%address, "serving /healthz, /readyz and /metrics");
+    info!(target: TARGET, %address, "serving /healthz, /readyz and /metrics");
     Ok(address)
 }

@@ -5,7 +5,7 @@
 
 use crate::headers;
 use crate::message::Message;
-use crate::observe::metrics::{CallFailedLabels, CallLabels, Metrics, Reload, ReloadLabels};
+use crate::observe::Observer;
 use crate::plugin::files;
 use crate::plugin::guest::{Guest, Setup};
 use crate::plugin::hook::{Hook, Input, Output};
@@ -78,13 +78,6 @@ pub(crate) struct Call<'a> {
     pub(crate) elapsed: Duration,
 }
 
-impl Metrics {
-    pub(super) fn observe_call(&self, call: &Call<'_>) {
-        let labels = CallLabels { plugin: call.guest.name.to_string(), hook: call.hook };
-        self.call_seconds.0.get_or_create(&labels).observe(call.elapsed.as_secs_f64());
-    }
-}
-
 impl Chain {
     /// Compiles and rehearses all plugins; `sink` makes the place where each one's output goes.
     pub(crate) async fn load(
@@ -128,23 +121,11 @@ impl Chain {
     }
 
     /// Shows every counter of these plugins from the start on.
-    pub(super) fn count_from_zero(&self, metrics: &Metrics) {
-        for result in [Reload::loaded, Reload::refused] {
-            drop(metrics.reloads.get_or_create(&ReloadLabels { result }));
-        }
-        for (guest, hook) in
-            self.0.iter().flat_map(|guest| guest.hooks.iter().map(move |hook| (guest, *hook)))
-        {
-            let plugin = guest.name.to_string();
-            drop(
-                metrics.call_seconds.0.get_or_create(&CallLabels { plugin: plugin.clone(), hook }),
-            );
-            for kind in Kind::ALL {
-                drop(metrics.calls_failed.get_or_create(&CallFailedLabels {
-                    plugin: plugin.clone(),
-                    hook,
-                    kind,
-                }));
+    pub(super) fn expect(&self, observer: &Observer) {
+        let kinds = Kind::ALL.map(Kind::name);
+        for guest in &self.0 {
+            for hook in &guest.hooks {
+                observer.metrics().expect_hook(&guest.name, hook.name(), &kinds);
             }
         }
     }
@@ -167,7 +148,7 @@ impl Chain {
                 let output = output.map_err(stopped)?;
                 shaped
                     .take(hook, output, limits)
-                    .map_err(|text| stopped(Why::Failed(Kind::output, guest.printable(&text))))?;
+                    .map_err(|text| stopped(Why::Failed(Kind::Output, guest.printable(&text))))?;
             }
         }
         Ok(shaped)

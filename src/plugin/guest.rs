@@ -91,7 +91,7 @@ impl Guest {
             ),
             // A wrong type comes with what was expected, which is worth more than the kind.
             Some(Err((error, exceeded))) => match broken(&error, exceeded, &guest) {
-                (Kind::trap, _) => bail!("{}", guest.printable(&format!("{error:#}"))),
+                (Kind::Trap, _) => bail!("{}", guest.printable(&format!("{error:#}"))),
                 (_, text) => bail!("{text}"),
             },
             Some(Ok(live)) => guest.idle().push(live),
@@ -131,7 +131,7 @@ impl Guest {
                     result.map_err(|error| match error {
                         HookError::Reject(text) => Why::Rejected(guest.printable(&text)),
                         HookError::Failed(text) => {
-                            Why::Failed(Kind::failed, guest.printable(&text))
+                            Why::Failed(Kind::Failed, guest.printable(&text))
                         }
                     })
                 }
@@ -141,7 +141,7 @@ impl Guest {
         self.host.run(work).await.unwrap_or_else(|| {
             let limit = humantime::format_duration(self.host.timeout);
             Err(Why::Failed(
-                Kind::timeout,
+                Kind::Timeout,
                 format!("did not return within {limit} (PLUGIN_TIMEOUT)"),
             ))
         })
@@ -212,18 +212,18 @@ fn broken(error: &wasmtime::Error, memory_exceeded: bool, guest: &Guest) -> (Kin
     let cause = guest.printable(&error.root_cause().to_string());
     if memory_exceeded {
         let limit = ByteSize::b(guest.host.memory as u64).display().iec();
-        (Kind::memory, format!("needed more than {limit} of memory (PLUGIN_MEMORY): {cause}"))
+        (Kind::Memory, format!("needed more than {limit} of memory (PLUGIN_MEMORY): {cause}"))
     } else if let Some(I32Exit(code)) = error.downcast_ref() {
-        (Kind::trap, format!("ended itself with exit code {code}"))
+        (Kind::Trap, format!("ended itself with exit code {code}"))
     } else if cause.contains("too much data is being copied") {
         (
-            Kind::output,
+            Kind::Output,
             "returned more than the server takes in one message (max_payload)".to_owned(),
         )
     } else if error.downcast_ref::<Trap>().is_some() {
-        (Kind::trap, cause)
+        (Kind::Trap, cause)
     } else {
-        (Kind::trap, format!("broke off: {cause}"))
+        (Kind::Trap, format!("broke off: {cause}"))
     }
 }
 

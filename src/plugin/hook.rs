@@ -6,7 +6,6 @@ use crate::plugin::bindings::exports::nats_webhook_relay::plugin::{
 };
 use crate::plugin::bindings::nats_webhook_relay::plugin::types;
 use crate::plugin::state::State;
-use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder};
 use std::fmt;
 use std::sync::Arc;
 use tokio_util::bytes::Bytes;
@@ -53,12 +52,6 @@ impl Hook {
     #[must_use]
     pub(crate) fn interface(self) -> String {
         format!("{PACKAGE}/{}@{VERSION}", self.name())
-    }
-}
-
-impl EncodeLabelValue for Hook {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
-        self.name().encode(encoder)
     }
 }
 

@@ -3,12 +3,14 @@
 //! Lines are cut at a length, and a plugin that writes too many loses some, so that no plugin
 //! can fill the log. Values that the operator gave as secrets do not get through.
 
+use crate::observe::Observer;
+use crate::observe::event::Event;
 use crate::secret::Secret;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::io::AsyncWrite;
 use tokio_util::bytes::Bytes;
-use tracing::{info, warn};
+use tracing::warn;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
@@ -186,33 +188,39 @@ impl Hide {
     }
 }
 
-/// Logs the lines of the plugin `name`, at most [`MAX_LINES`] in each [`WINDOW`].
-#[must_use]
-pub(crate) fn log(name: Arc<str>) -> Sink {
-    let window = Mutex::new((Instant::now(), 0u32));
-    Arc::new(move |stream, line| {
-        let (lines, dropped) = {
-            let mut window = window.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut dropped = 0;
-            if window.0.elapsed() >= WINDOW {
-                dropped = window.1.saturating_sub(MAX_LINES);
-                *window = (Instant::now(), 0);
+/// Sinks that log a plugin's lines, at most [`MAX_LINES`] in each [`WINDOW`].
+pub(crate) fn log(observer: &Observer) -> impl Fn(Arc<str>) -> Sink + use<> {
+    let observer = observer.clone();
+    move |name| {
+        let (observer, window) = (observer.clone(), Mutex::new((Instant::now(), 0u32)));
+        Arc::new(move |stream, line| {
+            let (lines, dropped) = counted(&window);
+            if dropped > 0 {
+                warn!(plugin = %name, lines = dropped, "lines of the plugin were not logged");
             }
-            window.1 = window.1.saturating_add(1);
-            (window.1, dropped)
-        };
-        if dropped > 0 {
-            warn!(plugin = %name, lines = dropped, "lines of the plugin were not logged");
-        }
-        match lines {
-            ..=MAX_LINES if stream == Stream::Stdout => info!(plugin = %name, line, "plugin says"),
-            ..=MAX_LINES => warn!(plugin = %name, line, "plugin says"),
-            n if n == MAX_LINES + 1 => {
-                warn!(plugin = %name, "the plugin writes more than {MAX_LINES} lines a second; the rest is not logged")
+            if lines <= MAX_LINES {
+                let is_error = stream == Stream::Stderr;
+                observer.note(&Event::PluginSaid { plugin: &name, line, is_error });
+            } else if lines == MAX_LINES + 1 {
+                warn!(
+                    plugin = %name,
+                    "the plugin writes more than {MAX_LINES} lines a second; the rest is not logged"
+                );
             }
-            _ => {}
-        }
-    })
+        })
+    }
+}
+
+/// Counts a line: how many there are in this window, and how many were too many in the last one.
+fn counted(window: &Mutex<(Instant, u32)>) -> (u32, u32) {
+    let mut window = window.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut dropped = 0;
+    if window.0.elapsed() >= WINDOW {
+        dropped = window.1.saturating_sub(MAX_LINES);
+        *window = (Instant::now(), 0);
+    }
+    window.1 = window.1.saturating_add(1);
+    (window.1, dropped)
 }
 
 #[cfg(test)]

@@ -3,12 +3,11 @@
 //! The new chain is complete before it takes the place of the old one, or does not. Messages
 //! that have begun finish on the chain they began with, which is freed after the last of them.
 
-use crate::observe::metrics::{Reload, ReloadLabels};
+use crate::observe::event::Event;
 use crate::plugin::chain::Chain;
 use crate::plugin::{Plugins, files, output};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
-use tracing::{error, info};
 
 /// How often the files are looked at with `PLUGIN_WATCH`.
 const WATCH: Duration = Duration::from_millis(500);
@@ -16,25 +15,23 @@ const WATCH: Duration = Duration::from_millis(500);
 impl Plugins {
     /// Loads all plugins again; where one is bad, all stay as they are.
     pub(crate) async fn reload(&self) {
-        let result = match self.load_again().await {
+        match self.load_again().await {
             Ok(chain) => {
-                chain.count_from_zero(&self.metrics);
+                chain.expect(&self.observer);
                 *self.chain.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(chain);
-                info!(plugins = self.describe().join(", "), "plugins reloaded");
-                Reload::loaded
+                let plugins = self.describe().join(", ");
+                self.observer.note(&Event::PluginsReloaded { plugins: &plugins });
             }
             Err(error) => {
-                error!(error = format!("{error:#}"), "plugins not reloaded, the old ones stay");
-                Reload::refused
+                self.observer.note(&Event::PluginsKept { error: &format_args!("{error:#}") });
             }
-        };
-        self.metrics.reloads.get_or_create(&ReloadLabels { result }).inc();
+        }
     }
 
     async fn load_again(&self) -> anyhow::Result<Chain> {
         let files = files::found(&self.config.paths)?;
         self.seen().clone_from(&files);
-        Chain::load(&files, &self.config.settings, &self.host, output::log).await
+        Chain::load(&files, &self.config.settings, &self.host, output::log(&self.observer)).await
     }
 
     /// Returns when the plugins' files have changed and rest since. Never without `PLUGIN_WATCH`.

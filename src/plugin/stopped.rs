@@ -1,50 +1,55 @@
 //! Why a message did not pass a plugin.
 
 use crate::plugin::hook::Hook;
-use prometheus_client::encoding::EncodeLabelValue;
 use std::fmt;
 use std::sync::Arc;
 
 /// A hook that did not let its message pass.
 #[derive(Debug)]
 pub struct Stopped {
-    /// The plugin's name.
     pub plugin: Arc<str>,
-    /// Which of its hooks.
     pub hook: Hook,
-    /// What happened.
     pub why: Why,
 }
 
 /// Why a message did not pass.
 #[derive(Debug)]
 pub enum Why {
-    /// The plugin decided that it is not to be relayed.
+    /// The plugin decided that the message is not relayed.
     Rejected(String),
     /// The plugin could not do its work.
     Failed(Kind, String),
 }
 
 /// Kinds of failure of a plugin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-#[allow(non_camel_case_types, reason = "the names are label values")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// It said so itself.
-    failed,
+    Failed,
     /// It broke off.
-    trap,
+    Trap,
     /// It took too long.
-    timeout,
+    Timeout,
     /// It needed too much memory.
-    memory,
+    Memory,
     /// It returned what is not allowed.
-    output,
+    Output,
 }
 
 impl Kind {
-    /// Every kind.
     pub(crate) const ALL: [Self; 5] =
-        [Self::failed, Self::trap, Self::timeout, Self::memory, Self::output];
+        [Self::Failed, Self::Trap, Self::Timeout, Self::Memory, Self::Output];
+
+    /// Its name in metrics.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::Trap => "trap",
+            Self::Timeout => "timeout",
+            Self::Memory => "memory",
+            Self::Output => "output",
+        }
+    }
 }
 
 impl fmt::Display for Stopped {
@@ -52,7 +57,7 @@ impl fmt::Display for Stopped {
         write!(f, "plugin {}, {}: ", self.plugin, self.hook)?;
         match &self.why {
             Why::Rejected(text) => write!(f, "rejected: {text}"),
-            Why::Failed(Kind::failed, text) => write!(f, "failed: {text}"),
+            Why::Failed(Kind::Failed, text) => write!(f, "failed: {text}"),
             Why::Failed(_, text) => f.write_str(text),
         }
     }

@@ -4,9 +4,8 @@
 //! own limits that decide what may wait.
 
 use crate::message::{Id, Message};
-use crate::nats;
 use crate::nats::link::{Link, Missed};
-use crate::nats::publisher::Publisher;
+use crate::nats::round_trip::RoundTrips;
 use crate::pending::Limits;
 use crate::subject::Prefix;
 use anyhow::{Context, bail};
@@ -14,21 +13,22 @@ use async_nats::{Client, SubscribeError, Subscriber};
 use futures_util::StreamExt;
 use std::pin::Pin;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::timeout;
-
-/// How long the client may take to take note that a subscription ends.
-const UNSUBSCRIBE: Duration = Duration::from_secs(1);
 
 /// How much may wait unless something else is said.
 pub(crate) const LIMITS: Limits = Limits { messages: 65_536, bytes: 64 << 20 };
+/// How long the client may take to take note that a subscription ends.
+const UNSUBSCRIBE: Duration = Duration::from_secs(1);
 
-/// A subscription.
 pub(crate) struct Subscription {
-    queue_group: Option<String>,
     subject: String,
+    queue_group: Option<String>,
     link: Link,
-    publisher: Publisher,
+    round_trips: RoundTrips,
     subscriber: Subscriber,
+    /// The number of the client that has the subscription.
+    client: watch::Sender<u64>,
     stopped: bool,
     /// Resolves, once stopped, when no message can arrive any more.
     last: Pin<Box<dyn Future<Output = ()> + Send>>,
@@ -43,26 +43,27 @@ impl Subscription {
         queue_group: Option<&str>,
         listen: &Prefix,
         link: &Link,
-        publisher: &Publisher,
+        round_trips: &RoundTrips,
     ) -> anyhow::Result<Self> {
         let subject = listen.wildcard();
         let generation = link.connected().await;
-        let (_, client) = link.client().await;
-        let subscriber = subscribe(&client, &subject, queue_group)
-            .await
-            .with_context(|| format!("cannot subscribe to {subject}"))?;
-        publisher.handled().await;
+        let (number, client) = link.client().await;
+        let subscriber = subscribe(&client, &subject, queue_group).await;
+        let subscriber = subscriber.with_context(|| format!("cannot subscribe to {subject}"))?;
+        round_trips.handled().await;
         if link.is_subscription_denied(&subject) {
             bail!("the NATS user may not subscribe to {subject}: grant it to the user");
         }
         link.subscribed(generation, Missed::Perhaps);
-        tokio::spawn(watch(link.clone(), publisher.clone(), generation));
+        let client = watch::Sender::new(number);
+        tokio::spawn(watch(link.clone(), round_trips.clone(), client.subscribe(), generation));
         Ok(Self {
-            queue_group: queue_group.map(str::to_owned),
             subject,
+            queue_group: queue_group.map(str::to_owned),
             link: link.clone(),
-            publisher: publisher.clone(),
+            round_trips: round_trips.clone(),
             subscriber,
+            client,
             stopped: false,
             last: Box::pin(std::future::pending()),
         })
@@ -85,23 +86,29 @@ impl Subscription {
                     return Some(Message::new(subject, headers, message.payload, Id::unique()));
                 }
                 None if self.stopped => return None,
-                None => self.subscribe_anew().await.ok()?,
+                None => self.subscribe_again().await?,
             }
         }
     }
 
-    /// Another client takes the place of the one that has ended.
-    async fn subscribe_anew(&mut self) -> anyhow::Result<()> {
-        let client = nats::new_client(&self.link).await?;
-        self.subscriber = subscribe(&client, &self.subject, self.queue_group.as_deref()).await?;
-        self.link.replace(client);
-        Ok(())
+    /// Moves to the client that takes the place of the one that has ended; `None` when there is
+    /// none.
+    async fn subscribe_again(&mut self) -> Option<()> {
+        let ended = *self.client.borrow();
+        let (number, client) = self.link.client_after(ended).await?;
+        // Where that one has ended too, its subscriber says so.
+        let group = self.queue_group.as_deref();
+        if let Ok(subscriber) = subscribe(&client, &self.subject, group).await {
+            self.subscriber = subscriber;
+        }
+        self.client.send_replace(number);
+        Some(())
     }
 
     /// Ends the subscription; what the server has sent before is still returned by [`Self::next`].
     pub(crate) async fn stop(&mut self) {
         self.stopped = true;
-        self.last = Box::pin(nothing_more(self.link.clone(), self.publisher.clone()));
+        self.last = Box::pin(nothing_more(self.link.clone(), self.round_trips.clone()));
         // The client's own `drain` and `unsubscribe` forget the subscription at once, and with it
         // the messages that are on their way. A maximum leaves it in place at the client, and
         // this one nats-server takes for none at all, so that it ends the subscription.
@@ -111,7 +118,6 @@ impl Subscription {
     }
 
     /// Whether the server has ended the subscription because the user may not have it.
-    #[must_use]
     pub(crate) fn is_denied(&self) -> bool {
         self.link.is_subscription_denied(&self.subject)
     }
@@ -128,22 +134,32 @@ async fn subscribe(
     }
 }
 
-/// Returns when all that the server sent before has arrived, or can not arrive any more.
-async fn nothing_more(link: Link, publisher: Publisher) {
+/// Returns when all that the server sent before has arrived, or cannot arrive any more.
+async fn nothing_more(link: Link, round_trips: RoundTrips) {
     tokio::select! {
         biased;
         () = link.disconnected() => {}
-        () = publisher.handled() => {}
+        () = round_trips.handled() => {}
     }
 }
 
-/// Finds out after each reconnect when the subscription is active again: the client sends it
-/// before anything else, so a round trip proves it.
-async fn watch(link: Link, publisher: Publisher, mut generation: u64) {
+/// Finds out after each reconnect when the subscription is active again: a client that
+/// reconnects sends it before anything else, and another client has it once it was made there,
+/// so that a round trip after that proves it.
+async fn watch(
+    link: Link,
+    round_trips: RoundTrips,
+    mut subscribed_with: watch::Receiver<u64>,
+    mut generation: u64,
+) {
     loop {
         link.replaced(generation).await;
         generation = link.connected().await;
-        publisher.handled().await;
+        let (number, _) = link.client().await;
+        if subscribed_with.wait_for(|with| *with >= number).await.is_err() {
+            return;
+        }
+        round_trips.handled().await;
         if link.generation() == generation {
             link.subscribed(generation, Missed::Perhaps);
         }

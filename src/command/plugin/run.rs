@@ -3,17 +3,17 @@
 use crate::config::environment::Environment;
 use crate::message::{Id, Message, Outbound};
 use crate::observe::log::{self, shown};
-use crate::observe::metrics::Metrics;
-use crate::plugin::chain::{self, Chain, Limits};
+use crate::plugin::chain::{self, Call, Chain, Limits, Shaped};
 use crate::plugin::files;
 use crate::plugin::host::Host;
 use crate::plugin::output::{Sink, Stream};
 use crate::plugin::settings::Settings;
-use crate::relay;
+use crate::relay::copy::relayed_copy;
+use crate::relay::outcome::{Outcome, Oversize};
 use crate::subject::{self, Prefix};
 use crate::webhook::Delivery;
 use anyhow::{Context, ensure};
-use async_nats::HeaderMap;
+use async_nats::{HeaderMap, HeaderName};
 use base64::Engine as _;
 use clap::ArgMatches;
 use serde_json::{Map, Value, json};
@@ -36,16 +36,16 @@ struct Relayed {
 
 /// What came of the message.
 struct Report {
-    result: Result<Relayed, relay::Failure>,
+    result: Result<Relayed, Outcome>,
     /// Plugin, stream, line.
     output: Vec<(String, Stream, String)>,
     /// Plugin, hook, milliseconds.
     calls: Vec<(String, &'static str, f64)>,
 }
 
-/// Sends the message that the arguments and stdin make through the plugins of `config`.
+/// Sends the message that the arguments and stdin make through the plugins of `settings`.
 pub(crate) async fn run(
-    config: Settings,
+    settings: Settings,
     environment: &Environment,
     matches: &ArgMatches,
 ) -> anyhow::Result<ExitCode> {
@@ -55,89 +55,96 @@ pub(crate) async fn run(
     };
     let listen = prefix("NATS_SUBJECT_PREFIX", "cms.cache")?;
     let relayed = prefix("NATS_RELAYED_SUBJECT_PREFIX", "relayed.cache")?;
-    let subject = matches
-        .get_one::<String>("subject")
-        .cloned()
-        .unwrap_or_else(|| listen.subject("article.42"));
-    subject::check(&subject).with_context(|| format!("--subject: {subject:?} is no subject"))?;
+    let subject = matches.get_one::<String>("subject").cloned();
+    let subject = subject.unwrap_or_else(|| listen.subject("article.42"));
+    subject::check(&subject).with_context(|| format!("--subject: {subject:?} is not a subject"))?;
     let tail = listen
         .tail(&subject)
         .with_context(|| format!("{subject:?} is not below {listen} (NATS_SUBJECT_PREFIX)"))?;
+    let headers = headers(matches)?;
+    let message = Arc::new(Message::new(&subject, headers, payload()?, Id::unique()));
+
+    let output = Arc::new(Mutex::new(Vec::new()));
+    let host = Arc::new(Host::new(&settings)?);
+    let collect = |name: Arc<str>| {
+        let output = output.clone();
+        let sink: Sink = Arc::new(move |stream, line: &str| {
+            let line = (name.to_string(), stream, line.to_owned());
+            output.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+        });
+        sink
+    };
+    let files = files::found(&settings.paths)?;
+    let chain = Chain::load(&files, &settings.settings, &host, collect).await?;
+    let mut calls = Vec::new();
+    let called = |call: &Call<'_>| {
+        let milliseconds = call.elapsed.as_secs_f64() * 1e3;
+        calls.push((call.guest.name.to_string(), call.hook.name(), milliseconds));
+    };
+    let limits = Limits::new(MAX_PAYLOAD, &relayed);
+    let shaped = chain.shape(&message, tail, limits, called).await;
+    let result = shaped
+        .map_err(Outcome::from)
+        .and_then(|shaped| relayed_of(&message, &relayed, shaped).map_err(Outcome::from));
+    let output = std::mem::take(&mut *output.lock().unwrap_or_else(PoisonError::into_inner));
+    let report = Report { result, output, calls };
+    let text = match matches.get_flag("json") {
+        true => format!("{:#}\n", report.json()),
+        false => shown(&report.text()),
+    };
+    log::say(text.trim_end_matches('\n'))?;
+    Ok(match report.result {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(Outcome::Rejected { .. }) => ExitCode::from(REJECTED),
+        Err(_) => ExitCode::FAILURE,
+    })
+}
+
+/// The headers on the command line.
+fn headers(matches: &ArgMatches) -> anyhow::Result<HeaderMap> {
     let mut headers = HeaderMap::new();
     for header in matches.get_many::<String>("header").into_iter().flatten() {
         let (name, value) = header.split_once(':').context("--header: expected NAME:VALUE")?;
-        let name = name
-            .trim()
-            .parse::<async_nats::HeaderName>()
-            .ok()
-            .filter(|_| !name.trim().is_empty())
-            .with_context(|| format!("--header: {name:?} is not a name"))?;
+        let parsed = name.trim().parse::<HeaderName>().ok().filter(|_| !name.trim().is_empty());
+        let name = parsed.with_context(|| format!("--header: {name:?} is not a name"))?;
         ensure!(!value.contains(['\r', '\n']), "--header: the value of {name} has a line break");
         headers.append(name, value.trim());
     }
+    Ok(headers)
+}
+
+/// The payload on stdin.
+fn payload() -> anyhow::Result<Bytes> {
     if std::io::stdin().is_terminal() {
         log::complain("reading the payload from the terminal; end it with Ctrl-D");
     }
     let mut payload = Vec::new();
     std::io::stdin().read_to_end(&mut payload).context("cannot read the payload from stdin")?;
-    let message = Arc::new(Message::new(&subject, headers, payload.into(), Id::unique()));
+    Ok(payload.into())
+}
 
-    let output = Arc::new(Mutex::new(Vec::new()));
-    let host = Arc::new(Host::new(&config)?);
-    let collect = |name: Arc<str>| {
-        let output = output.clone();
-        let sink: Sink = Arc::new(move |stream, line: &str| {
-            output.lock().unwrap_or_else(PoisonError::into_inner).push((
-                name.to_string(),
-                stream,
-                line.to_owned(),
-            ));
-        });
-        sink
-    };
-    let chain =
-        Chain::load(&files::found(&config.paths)?, &config.settings, &host, collect).await?;
-    let mut calls = Vec::new();
-    let shaped = chain
-        .shape(&message, tail, Limits::new(MAX_PAYLOAD, &relayed), |call| {
-            calls.push((
-                call.guest.name.to_string(),
-                call.hook.name(),
-                call.elapsed.as_secs_f64() * 1e3,
-            ))
-        })
-        .await;
-    let result = shaped.map_err(relay::Failure::Plugin).and_then(|shaped| {
-        let outbound = relay::relayed_copy(
-            &message,
-            &relayed,
-            &shaped.tail,
-            shaped.payload,
-            message.id.to_string(),
-            MAX_PAYLOAD,
-        )?;
-        let delivery = Delivery::new(
-            &message,
-            shaped.body.clone(),
-            shaped.headers,
-            outbound.clone(),
-            &Metrics::default(),
-        );
-        Ok(Relayed { headers: delivery.headers(), body: shaped.body, copy: outbound })
-    });
-    let output = std::mem::take(&mut *output.lock().unwrap_or_else(PoisonError::into_inner));
-    let report = Report { result, output, calls };
-    let text = if matches.get_flag("json") {
-        format!("{:#}\n", report.json())
-    } else {
-        shown(&report.text())
-    };
-    log::say(text.trim_end_matches('\n'))?;
-    Ok(match report.result {
-        Ok(_) => ExitCode::SUCCESS,
-        Err(failure) if failure.is_rejection() => ExitCode::from(REJECTED),
-        Err(_) => ExitCode::FAILURE,
-    })
+/// What would be sent and republished of a message that passed its plugins.
+fn relayed_of(
+    message: &Arc<Message>,
+    relayed: &Prefix,
+    shaped: Shaped,
+) -> Result<Relayed, Oversize> {
+    let Shaped { body, headers, payload, tail } = shaped;
+    let id = message.id.to_string();
+    let copy = relayed_copy(message, relayed, &tail, payload, id, MAX_PAYLOAD)?;
+    let delivery = Delivery::rehearsed(message, body.clone(), headers, copy.clone());
+    Ok(Relayed { headers: delivery.headers(), body, copy })
+}
+
+/// Why a message was not relayed, for a person.
+fn why(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Failed(failure) => failure.to_string(),
+        Outcome::Rejected { plugin, hook, reason } => {
+            format!("plugin {plugin}, {hook}: rejected: {reason}")
+        }
+        Outcome::Relayed(_) | Outcome::GivenBack => String::new(),
+    }
 }
 
 impl Report {
@@ -145,7 +152,7 @@ impl Report {
     fn text(&self) -> String {
         let mut lines = Vec::new();
         match &self.result {
-            Err(failure) => lines.push(format!("not relayed: {failure}")),
+            Err(outcome) => lines.push(format!("not relayed: {}", why(outcome))),
             Ok(Relayed { headers, body, copy }) => {
                 lines.push("webhook".to_owned());
                 lines.extend(headers.iter().map(|(name, value)| {
@@ -179,8 +186,10 @@ impl Report {
 
     /// For a program.
     fn json(&self) -> Value {
-        let output: Vec<_> =
-            self.output.iter().map(|(plugin, stream, line)| json!({"plugin": plugin, "stream": stream.name(), "line": line})).collect();
+        let output = self.output.iter().map(|(plugin, stream, line)| {
+            json!({"plugin": plugin, "stream": stream.name(), "line": line})
+        });
+        let output: Vec<_> = output.collect();
         let calls: Vec<_> = self
             .calls
             .iter()
@@ -191,15 +200,19 @@ impl Report {
                 let headers = headers.iter().map(|(name, value)| {
                     (name.as_str(), String::from_utf8_lossy(value.as_bytes()).into_owned())
                 });
-                let copied = chain::pairs(&copy.headers);
                 let mut webhook = json!({"headers": grouped(headers)});
                 insert_payload(&mut webhook, "body", body);
-                let mut relayed = json!({"subject": copy.subject.as_str(), "headers": grouped(copied.iter().map(|(name, value)| (name.as_str(), value.clone())))});
+                let copied = chain::pairs(&copy.headers);
+                let copied = copied.iter().map(|(name, value)| (name.as_str(), value.clone()));
+                let subject = copy.subject.as_str();
+                let mut relayed = json!({"subject": subject, "headers": grouped(copied)});
                 insert_payload(&mut relayed, "payload", &copy.payload);
                 json!({"result": "relayed", "webhook": webhook, "relayed": relayed})
             }
-            Err(failure) => {
-                json!({"result": if failure.is_rejection() { "rejected" } else { "failed" }, "error": failure.to_string()})
+            Err(outcome) => {
+                let is_rejected = matches!(outcome, Outcome::Rejected { .. });
+                let result = if is_rejected { "rejected" } else { "failed" };
+                json!({"result": result, "error": why(outcome)})
             }
         };
         if let Some(report) = report.as_object_mut() {

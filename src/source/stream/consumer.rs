@@ -4,8 +4,9 @@
 //! change is said. What would make it another consumer (its subjects, how it acknowledges) is
 //! refused with what to do about it.
 
+use crate::nats::ack;
 use crate::nats::jetstream::{self, Api, ApiError, number, text, texts};
-use crate::nats::publisher::Publisher;
+use crate::nats::round_trip::RoundTrips;
 use crate::subject::{Prefix, covers, meets};
 use anyhow::bail;
 use serde_json::{Map, Value, json};
@@ -111,7 +112,7 @@ pub(crate) struct Made {
 
 /// What the server says about the consumer at one moment.
 #[derive(Debug, Clone)]
-pub(crate) struct Look {
+pub(crate) struct State {
     /// When it was made.
     pub(crate) created: String,
     /// The highest sequence in the stream that was delivered.
@@ -214,20 +215,18 @@ impl Consumer {
     ///
     /// # Errors
     /// Names the subject that is denied.
-    pub(crate) async fn may_be_used(&self, publisher: &Publisher) -> anyhow::Result<()> {
+    pub(crate) async fn may_be_used(&self, round_trips: &RoundTrips) -> anyhow::Result<()> {
         let next = self.next();
-        if !publisher.may_publish(next.clone()).await {
+        if !round_trips.may_publish(next.clone()).await {
             bail!("the NATS user may not publish on {next}: grant it to the user");
         }
-        // In one of its two forms (ADR-15); which one is used, the server decides. A subject with
-        // all its tokens would be taken for an acknowledgement.
+        // In one of its two forms; which one is used, the server decides.
         let Settings { name, consumer, .. } = &self.settings;
-        let (old, new) =
-            (format!("$JS.ACK.{name}.{consumer}"), format!("$JS.ACK._._.{name}.{consumer}"));
-        if !publisher.may_publish(format!("{old}.check")).await
-            && !publisher.may_publish(format!("{new}.check")).await
-        {
-            bail!("the NATS user may not publish on {old}.>: grant it to the user");
+        let [old, new] = ack::probes(name, consumer);
+        if !round_trips.may_publish(old).await && !round_trips.may_publish(new).await {
+            bail!(
+                "the NATS user may not publish on $JS.ACK.{name}.{consumer}.>: grant it to the user"
+            );
         }
         Ok(())
     }
@@ -252,10 +251,10 @@ impl Consumer {
     ///
     /// # Errors
     /// See [`ApiError`]; [`Self::is_missing`] tells when it has to be made.
-    pub(crate) async fn look(&self) -> Result<Look, ApiError> {
+    pub(crate) async fn state(&self) -> Result<State, ApiError> {
         let info = self.api.call(&self.request("INFO"), &json!({})).await?;
         let pinned = text(&info, "/priority_groups/0/pinned_client_id");
-        Ok(Look {
+        Ok(State {
             created: text(&info, "/created").to_owned(),
             delivered: number(&info, "/delivered/stream_seq"),
             deliveries: number(&info, "/delivered/consumer_seq"),

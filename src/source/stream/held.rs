@@ -4,11 +4,12 @@
 //! lost, is known by its sequence in the stream and not relayed once more. While a message
 //! waits or is worked on, the server is told so, and does not give it to anybody else.
 
-use crate::message::{Fate, Hold, Stored};
 use crate::nats::link::Link;
+use crate::origin::{Fate, Hold, Kept, Settled, Step};
 use async_nats::Subject;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -19,24 +20,68 @@ use tokio_util::bytes::Bytes;
 /// settled in the seconds that it takes the server to deliver one again.
 const MOST_SETTLED: usize = 1 << 16;
 
-/// How a message ends at its consumer (the acknowledgements of ADR-15).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ack {
-    /// It is relayed, or a plugin has decided that it is not to be.
-    Done,
-    /// It has failed for good and is not to be delivered again.
-    Terminated,
-    /// It was not begun or not finished: somebody else is to have it.
-    GivenBack,
+/// What the server is told of a settled message (ADR-15).
+fn acknowledgement(settled: Settled) -> Bytes {
+    Bytes::from_static(match settled {
+        Settled::Done => b"+ACK",
+        Settled::Failed => b"+TERM",
+        Settled::GivenBack => b"-NAK",
+    })
 }
 
-impl Ack {
-    fn payload(self) -> Bytes {
-        Bytes::from_static(match self {
-            Self::Done => b"+ACK",
-            Self::Terminated => b"+TERM",
-            Self::GivenBack => b"-NAK",
-        })
+/// A message's place in a stream.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    pub(super) sequence: u64,
+    /// When it was stored, in nanoseconds since 1970. A stream that takes the place of another
+    /// one counts from 1 again, at another time.
+    pub(super) time_ns: i128,
+}
+
+/// A stream's message: what its origin is to the relay.
+pub(super) struct Stored {
+    place: Place,
+    hold: Arc<Hold>,
+    /// Why its headers could not be read, and are missing.
+    unreadable: Option<&'static str>,
+    held: Held,
+}
+
+impl Stored {
+    pub(super) fn new(place: Place, unreadable: Option<&'static str>, held: &Held) -> Self {
+        Self { place, hold: Arc::default(), unreadable, held: held.clone() }
+    }
+}
+
+impl fmt::Debug for Stored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.place.fmt(f)
+    }
+}
+
+impl Kept for Stored {
+    fn hold(&self) -> &Hold {
+        &self.hold
+    }
+
+    fn unreadable(&self) -> Option<&'static str> {
+        self.unreadable
+    }
+
+    fn begin(&self) -> Step<'_, bool> {
+        Box::pin(self.held.begin(self))
+    }
+
+    fn is_our_turn(&self) -> bool {
+        self.held.is_ours()
+    }
+
+    fn our_turn(&self) -> Step<'_, ()> {
+        Box::pin(self.held.ours())
+    }
+
+    fn settle(&self, settled: Settled) -> Step<'_, ()> {
+        Box::pin(self.held.settle(self, settled))
     }
 }
 
@@ -48,7 +93,7 @@ pub(crate) enum Delivery {
     /// A message that is being worked on or waits for it.
     Known,
     /// A message that is settled: what the server was told of it has been lost.
-    Settled(Ack),
+    Settled(Settled),
 }
 
 /// The messages of one consumer. Clones share them.
@@ -82,16 +127,17 @@ struct State {
     /// By sequence in the stream.
     unsettled: BTreeMap<u64, Unsettled>,
     /// Settled, and perhaps the server does not know; the latest [`MOST_SETTLED`] of them.
-    settled: BTreeMap<u64, Settled>,
+    settled: BTreeMap<u64, Past>,
     /// Their order.
     settled_order: VecDeque<u64>,
     /// The highest sequence that was delivered.
     last: u64,
 }
 
+/// A message that is settled here.
 #[derive(Clone, Copy)]
-struct Settled {
-    ack: Ack,
+struct Past {
+    settled: Settled,
     /// When the message was stored, in nanoseconds since 1970.
     time_ns: i64,
 }
@@ -110,8 +156,8 @@ struct Unsettled {
 }
 
 impl State {
-    fn remember(&mut self, sequence: u64, settled: Settled) {
-        if self.settled.insert(sequence, settled).is_none() {
+    fn remember(&mut self, sequence: u64, past: Past) {
+        if self.settled.insert(sequence, past).is_none() {
             self.settled_order.push_back(sequence);
         }
         if self.settled_order.len() > MOST_SETTLED
@@ -136,19 +182,18 @@ impl Held {
 
     /// Takes note of a delivery, to be answered on `reply`.
     pub(crate) fn receive(&self, stored: &Stored, reply: Subject) -> Delivery {
-        let Stored { sequence, hold, .. } = stored;
-        let sequence = *sequence;
+        let Place { sequence, time_ns } = stored.place;
         let mut state = self.lock();
         state.last = state.last.max(sequence);
         match state.settled.get(&sequence) {
-            Some(settled) if i128::from(settled.time_ns) == stored.time_ns => {
-                return Delivery::Settled(settled.ack);
+            Some(past) if i128::from(past.time_ns) == time_ns => {
+                return Delivery::Settled(past.settled);
             }
             _ => {}
         }
         let now = Instant::now();
         match state.unsettled.get_mut(&sequence) {
-            Some(unsettled) if unsettled.time_ns == stored.time_ns => {
+            Some(unsettled) if unsettled.time_ns == time_ns => {
                 (unsettled.reply, unsettled.told, unsettled.confirmed) = (reply, now, now);
                 return Delivery::Known;
             }
@@ -160,10 +205,10 @@ impl Held {
             sequence,
             Unsettled {
                 reply,
-                time_ns: stored.time_ns,
+                time_ns,
                 confirmed: now,
                 told: now,
-                hold: hold.clone(),
+                hold: stored.hold.clone(),
                 begun: false,
                 is_unreadable: stored.unreadable.is_some(),
             },
@@ -175,7 +220,7 @@ impl Held {
     pub(crate) async fn begin(&self, stored: &Stored) -> bool {
         self.ours().await;
         let mut state = self.lock();
-        match state.unsettled.get_mut(&stored.sequence) {
+        match state.unsettled.get_mut(&stored.place.sequence) {
             Some(unsettled) if Arc::ptr_eq(&unsettled.hold, &stored.hold) => {
                 unsettled.begun = true;
                 true
@@ -241,49 +286,49 @@ impl Held {
                 .collect()
         };
         for reply in replies {
-            self.acknowledge(reply, Ack::GivenBack).await;
+            self.acknowledge(reply, Settled::GivenBack).await;
         }
     }
 
     /// Tells the server the end of a message. Should that be lost, the message is delivered
     /// again and the server is told once more.
-    pub(crate) async fn settle(&self, stored: &Stored, ack: Ack) {
-        let Some(reply) = self.take(stored, ack) else { return };
+    pub(crate) async fn settle(&self, stored: &Stored, settled: Settled) {
+        let Some(reply) = self.take(stored, settled) else { return };
         self.0.settled.notify_one();
-        self.acknowledge(reply, ack).await;
+        self.acknowledge(reply, settled).await;
     }
 
     /// Where to answer for a message that ends now; `None` where nobody waits for an answer,
     /// because the message was forgotten.
-    fn take(&self, stored: &Stored, ack: Ack) -> Option<Subject> {
+    fn take(&self, stored: &Stored, settled: Settled) -> Option<Subject> {
         let mut state = self.lock();
         // Another stream may have a message of the same sequence.
         let is_same = |unsettled: &Unsettled| Arc::ptr_eq(&unsettled.hold, &stored.hold);
-        let unsettled = match state.unsettled.entry(stored.sequence) {
+        let unsettled = match state.unsettled.entry(stored.place.sequence) {
             Entry::Occupied(entry) if is_same(entry.get()) => entry.remove(),
             _ => return None,
         };
-        if ack != Ack::GivenBack {
+        if settled != Settled::GivenBack {
             state.remember(
-                stored.sequence,
-                Settled { ack, time_ns: i64::try_from(stored.time_ns).unwrap_or(0) },
+                stored.place.sequence,
+                Past { settled, time_ns: i64::try_from(stored.place.time_ns).unwrap_or(0) },
             );
         }
         Some(unsettled.reply)
     }
 
     /// Tells the server `ack`.
-    pub(crate) async fn acknowledge(&self, reply: Subject, ack: Ack) {
+    pub(crate) async fn acknowledge(&self, reply: Subject, settled: Settled) {
         let (_, client) = self.0.link.client().await;
         // It fails only when the client has ended; then the message is delivered again.
-        let _ = client.publish(reply, ack.payload()).await;
+        let _ = client.publish(reply, acknowledgement(settled)).await;
     }
 
     /// Gives back everything that is left, oldest first. Returns how many.
     pub(crate) async fn give_back_all(&self) -> usize {
         let left = std::mem::take(&mut self.lock().unsettled);
         for unsettled in left.values() {
-            self.acknowledge(unsettled.reply.clone(), Ack::GivenBack).await;
+            self.acknowledge(unsettled.reply.clone(), Settled::GivenBack).await;
         }
         left.len()
     }
@@ -292,7 +337,7 @@ impl Held {
     pub(crate) async fn give_back(&self, sequence: u64) {
         let given_back = self.lock().unsettled.remove(&sequence);
         if let Some(unsettled) = given_back {
-            self.acknowledge(unsettled.reply, Ack::GivenBack).await;
+            self.acknowledge(unsettled.reply, Settled::GivenBack).await;
         }
     }
 
@@ -307,7 +352,7 @@ impl Held {
     pub(crate) fn failed_above(&self, floor: u64) -> Vec<u64> {
         let state = self.lock();
         let above =
-            state.settled.range(floor + 1..).filter(|(_, settled)| settled.ack == Ack::Terminated);
+            state.settled.range(floor + 1..).filter(|(_, past)| past.settled == Settled::Failed);
         above.map(|(sequence, _)| *sequence).collect()
     }
 
@@ -428,33 +473,30 @@ impl Held {
 mod tests {
     use super::*;
     use crate::nats::settings::Settings;
-    use crate::observe::metrics::Metrics;
-
-    fn stored(sequence: u64, time_ns: i128) -> Stored {
-        Stored { sequence, time_ns, hold: Arc::default(), unreadable: None }
-    }
+    use crate::observe::Observer;
 
     #[test]
     fn a_delivery_is_known_by_its_place_in_the_stream_and_the_time_it_was_stored() {
-        let held = Held::new(&Link::new(&Settings::default(), &Metrics::default()));
+        let held = Held::new(&Link::new(&Settings::default(), &Observer::default()));
+        let stored = |sequence, time_ns| Stored::new(Place { sequence, time_ns }, None, &held);
         let first = stored(1, 100);
         assert_eq!(held.receive(&first, "a".into()), Delivery::New);
         assert_eq!(held.receive(&stored(1, 100), "b".into()), Delivery::Known);
         assert_eq!(
-            held.take(&first, Ack::Done).as_deref(),
+            held.take(&first, Settled::Done).as_deref(),
             Some("b"),
             "answered where it was delivered last"
         );
-        assert_eq!(held.receive(&stored(1, 100), "c".into()), Delivery::Settled(Ack::Done));
+        assert_eq!(held.receive(&stored(1, 100), "c".into()), Delivery::Settled(Settled::Done));
         // Another stream has taken the place of the first one.
         let again = stored(1, 200);
         assert_eq!(held.receive(&again, "d".into()), Delivery::New);
-        assert_eq!(held.take(&first, Ack::Done), None, "the first one settles nothing of it");
+        assert_eq!(held.take(&first, Settled::Done), None, "the first one settles nothing of it");
         let third = stored(1, 300);
         assert_eq!(held.receive(&third, "e".into()), Delivery::New);
         assert_eq!(again.hold.fate(), Fate::Gone);
-        assert_eq!(held.take(&again, Ack::Done), None);
-        assert!(held.take(&third, Ack::GivenBack).is_some());
+        assert_eq!(held.take(&again, Settled::Done), None);
+        assert!(held.take(&third, Settled::GivenBack).is_some());
         assert_eq!(
             held.receive(&stored(1, 300), "f".into()),
             Delivery::New,

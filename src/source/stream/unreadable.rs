@@ -175,19 +175,6 @@ async fn answer(consumer: &Consumer, reply: Subject, text: String) {
     let _ = context.client().send_request(reply, request).await;
 }
 
-/// Where to answer for a message that has not arrived, made of where another one is answered
-/// (`$JS.ACK.`..., ADR-15, in its older form or the one with domain and account). The consumer's
-/// count of `deliveries` is one that the server takes for that of an unsettled message.
-#[must_use]
-pub(crate) fn reply(template: &str, sequence: u64, deliveries: u64) -> Subject {
-    let mut tokens: Vec<_> = template.split('.').map(str::to_owned).collect();
-    let place = if tokens.len() >= 11 { 7 } else { 5 };
-    if let Some([of_stream, of_consumer]) = tokens.get_mut(place..place + 2) {
-        (*of_stream, *of_consumer) = (sequence.to_string(), deliveries.to_string());
-    }
-    tokens.join(".").into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -227,16 +214,5 @@ mod tests {
             );
         }
         assert!(why_unreadable(&stored("cms.a\u{a0}b", b"")).is_some());
-    }
-
-    #[test]
-    fn a_message_is_answered_where_another_one_is_but_for_its_sequence() {
-        let old = "$JS.ACK.CMS.relay.1.42.17.1700000000.3";
-        assert_eq!(reply(old, 7, 18).as_str(), "$JS.ACK.CMS.relay.1.7.18.1700000000.3");
-        let new = "$JS.ACK._.hash.CMS.relay.1.42.17.1700000000.3.token";
-        assert_eq!(
-            reply(new, 7, 18).as_str(),
-            "$JS.ACK._.hash.CMS.relay.1.7.18.1700000000.3.token"
-        );
     }
 }

@@ -1,18 +1,15 @@
-//! Pull requests: one at a time, for as much as there is room, and what the server says to them.
+//! Asking for messages: one pull request at a time, for as much as there is room, and what the
+//! server says to it.
 
-use crate::nats::link::Link;
+use crate::source::stream::Pull;
 use crate::source::stream::consumer::PINNED;
-use crate::source::stream::{EXPIRES, Pull};
-use async_nats::{StatusCode, Subscriber};
+use crate::source::stream::session::{EXPIRES, LATE, LATE_STOPPING};
+use async_nats::StatusCode;
 use serde_json::json;
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::warn;
 
-/// How much later than that the server's answer may be before it counts as lost.
-pub(super) const LATE: Duration = Duration::from_secs(4);
-/// The same while stopping: what comes later is delivered to somebody else.
-pub(super) const LATE_STOPPING: Duration = Duration::from_secs(1);
 /// How soon after the server has refused a request another one is made.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// How long a sign of life waits at the server.
@@ -33,110 +30,45 @@ const ONE_MESSAGE: usize = (64 << 20) + OVERHEAD;
 /// What the answers to signs of life arrive on, with the time of the question after it.
 const SIGN: &str = "alive";
 
-/// One connection's requests and deliveries.
-pub(super) struct Session {
-    pub(super) generation: u64,
-    pub(super) inbox: String,
-    pub(super) subscriber: Subscriber,
-    pub(super) began: Instant,
-    pub(super) request: u64,
-    pub(super) asked_at: Option<Instant>,
-    /// When the server was last told that this replica lives, by a request of any kind.
-    pub(super) alive_at: Option<Instant>,
-    pub(super) ask_after: Instant,
-    /// Messages that were asked for and have not arrived.
-    pub(super) outstanding: usize,
-    /// Messages that have arrived for the request, and when the last one did.
-    pub(super) arrived: usize,
-    pub(super) arrived_at: Option<Instant>,
-    /// Whether what arrives is for this request: not after one whose answer is late.
-    pub(super) is_current: bool,
-    /// Whether the next message alone is larger than what was asked for.
-    pub(super) oversize: bool,
-    /// The consumer's count at the next delivery.
-    pub(super) next_delivery: Option<u64>,
-    pub(super) looked: bool,
-    /// Whether the last delivery was not the first of its message: there may be more of these.
-    pub(super) again: bool,
-}
-
-impl Session {
-    pub(super) async fn begin(link: &Link) -> anyhow::Result<Self> {
-        let generation = link.connected().await;
-        let (_, client) = link.client().await;
-        let inbox = client.new_inbox();
-        let subscriber = client.subscribe(format!("{inbox}.*")).await?;
-        let now = Instant::now();
-        Ok(Self {
-            generation,
-            inbox,
-            subscriber,
-            began: now,
-            request: 0,
-            asked_at: None,
-            alive_at: None,
-            ask_after: now,
-            outstanding: 0,
-            arrived: 0,
-            arrived_at: None,
-            is_current: true,
-            oversize: false,
-            next_delivery: None,
-            looked: false,
-            again: false,
-        })
-    }
-}
-
 impl Pull {
     /// When something is to be done even if nothing happens.
     pub(super) fn due(&self) -> Instant {
         let now = Instant::now();
-        let mut due = if self.session.outstanding > 0 && !(self.stopped && self.is_answered()) {
-            self.late_at(if self.stopped { LATE_STOPPING } else { LATE })
-        } else {
-            let asked_at = self.session.asked_at.unwrap_or(now);
-            self.session.ask_after.max(asked_at + EXPIRES).max(now + ASK_AGAIN)
-        };
-        if self.turn.pin.is_some() {
+        let mut due =
+            if self.session.outstanding > 0 && !(self.stopped && self.session.is_answered()) {
+                self.session.late_at(if self.stopped { LATE_STOPPING } else { LATE })
+            } else {
+                let asked_at = self.session.asked_at.unwrap_or(now);
+                self.session.ask_after.max(asked_at + EXPIRES).max(now + ASK_AGAIN)
+            };
+        if self.turn.pin().is_some() {
             due =
                 due.min(self.session.alive_at.map_or(now, |at| at + EXPIRES).max(now + ASK_AGAIN));
         }
-        if self.looking.is_some() { due } else { due.min(self.look_at) }
-    }
-
-    /// When the answer to the last request is late by this much. It is not while messages arrive.
-    fn late_at(&self, by: Duration) -> Instant {
-        let asked_at = self.session.asked_at.unwrap_or(self.session.began);
-        self.session.arrived_at.map_or(asked_at + EXPIRES, |at| at.max(asked_at + EXPIRES)) + by
-    }
-
-    /// Whether nothing more will arrive for what was asked.
-    pub(super) fn is_answered(&self) -> bool {
-        self.session.outstanding == 0 || self.late_at(LATE_STOPPING) < Instant::now()
+        if self.inspecting.is_some() { due } else { due.min(self.inspect_at) }
     }
 
     /// Makes the next pull request, when there is room and the one before has ended; else tells the
     /// server from time to time that this replica lives.
     pub(super) async fn ask(&mut self) {
         let now = Instant::now();
-        if self.session.outstanding > 0 && self.late_at(LATE) < now && !self.stopped {
+        if self.session.outstanding > 0 && self.session.late_at(LATE) < now && !self.stopped {
             if !std::mem::replace(&mut self.said.unanswered, true) {
                 warn!(
-                    stream = self.stream.name,
-                    consumer = self.stream.consumer,
+                    stream = self.consumer.settings.name,
+                    consumer = self.consumer.settings.consumer,
                     "a pull request was not answered, asking again"
                 );
             }
             (self.session.outstanding, self.session.is_current) = (0, false);
-            self.look_at = now;
+            self.inspect_at = now;
         }
         if !self.link.is_connected() {
             return;
         }
         self.make_room().await;
         let may_ask = self.session.outstanding == 0
-            && self.session.looked
+            && self.session.inspected
             && !self.stopped
             && self.session.ask_after <= now;
         if let Some((messages, bytes)) = may_ask.then(|| self.room()).flatten() {
@@ -144,7 +76,7 @@ impl Pull {
             self.request(&self.session.request.to_string(), messages, bytes, EXPIRES).await;
             (self.session.asked_at, self.session.outstanding, self.session.arrived) =
                 (Some(now), messages, 0);
-        } else if self.turn.pin.is_some()
+        } else if self.turn.pin().is_some()
             && self.session.alive_at.is_none_or(|at| now.duration_since(at) >= EXPIRES)
         {
             // A request that nothing fits into.
@@ -161,7 +93,7 @@ impl Pull {
             json!({ "batch": messages, "max_bytes": bytes, "expires": expires.as_nanos() as u64 });
         if let (Some(fields), Some(group)) = (request.as_object_mut(), self.made.group) {
             fields.insert("group".into(), json!(group));
-            fields.extend(self.turn.pin.iter().map(|pin| ("id".to_owned(), json!(pin))));
+            fields.extend(self.turn.pin().iter().map(|pin| ("id".to_owned(), json!(pin))));
         }
         let (_, client) = self.link.client().await;
         let reply = format!("{}.{name}", self.session.inbox);
@@ -185,8 +117,7 @@ impl Pull {
 
     /// How many bytes may still wait here.
     fn free(&self) -> usize {
-        let waiting = usize::try_from(self.metrics.pending_bytes.get()).unwrap_or(0);
-        self.limits.bytes.saturating_sub(waiting + self.gate.bytes())
+        self.limits.bytes.saturating_sub(self.pending.bytes() + self.gate.bytes())
     }
 
     /// How many messages and bytes may be asked for.
@@ -219,14 +150,14 @@ impl Pull {
             return None;
         }
         Some((
-            if self.stands_by() { messages.min(STANDING_BY) } else { messages },
+            if self.turn.stands_by() { messages.min(STANDING_BY) } else { messages },
             bytes.min(most).max(2),
         ))
     }
 
     /// The turn is this replica's for a while, as the server has answered what was asked at `asked_at`.
     pub(super) fn is_ours_since(&self, asked_at: Instant) {
-        if self.turn.pin.is_some() {
+        if self.turn.pin().is_some() {
             self.held.ours_until(Some(asked_at + OURS));
         }
     }
@@ -245,7 +176,7 @@ impl Pull {
         self.session.is_current |= is_current;
         // Another replica works.
         if code == 423 {
-            (self.session.next_delivery, self.look_at) = (None, Instant::now());
+            (self.session.next_delivery, self.inspect_at) = (None, Instant::now());
             self.end_turn();
             self.held.certain();
         } else if code < 500 {
@@ -274,12 +205,12 @@ impl Pull {
             }
             code => {
                 self.session.ask_after = Instant::now() + ASK_AGAIN;
-                self.look_at = Instant::now();
+                self.inspect_at = Instant::now();
                 // Others are said by what is done about them, if anything has to be.
                 if !matches!(code, 409 | 503) && self.said.refused.replace(code) != Some(code) {
                     warn!(
-                        stream = self.stream.name,
-                        consumer = self.stream.consumer,
+                        stream = self.consumer.settings.name,
+                        consumer = self.consumer.settings.consumer,
                         code,
                         description,
                         "a pull request was refused"

@@ -1,0 +1,162 @@
+//! How each [`Event`] reads in the log. The console knows them by their names.
+
+use crate::observe::event::{Call, Event, Gap};
+use std::time::Duration;
+use tracing::{debug, error, info, warn};
+
+/// The names of the entries that the console draws in its own way.
+pub(crate) mod name {
+    pub(crate) const RECEIVED: &str = "received";
+    pub(crate) const ANSWERED: &str = "answered";
+    pub(crate) const RELAYED: &str = "relayed";
+    pub(crate) const REJECTED: &str = "rejected";
+    pub(crate) const PLUGIN_SAYS: &str = "plugin says";
+}
+
+/// The modules that log filters (`RUST_LOG`) know these entries by.
+const RELAY: &str = "nats_webhook_relay::relay";
+const WEBHOOK: &str = "nats_webhook_relay::webhook";
+const NATS: &str = "nats_webhook_relay::nats";
+const RELOAD: &str = "nats_webhook_relay::plugin::reload";
+const OUTPUT: &str = "nats_webhook_relay::plugin::output";
+
+/// Writes an event to the log, where it has something to say there.
+pub(crate) fn write(event: &Event<'_>) {
+    match event {
+        Event::Received(_)
+        | Event::HeadersDropped { .. }
+        | Event::Relayed { .. }
+        | Event::Rejected { .. }
+        | Event::GivenBack(_)
+        | Event::Failed { .. }
+        | Event::FailedUnpublished { .. }
+        | Event::PublishedAgain { .. } => message(event),
+        Event::Answered { .. }
+        | Event::Retried { .. }
+        | Event::DestinationFailing { .. }
+        | Event::DestinationRecovered { .. }
+        | Event::OutOfResources { .. } => calls(event),
+        Event::Gap(gap) => missed(gap),
+        Event::Disconnected => {
+            warn!(target: NATS, "lost the connection to NATS, reconnecting");
+        }
+        Event::Reconnected { gap } => warn!(
+            target: NATS, gap_ms = milliseconds(*gap),
+            "reconnected to NATS; the stream kept the messages published in the meantime"
+        ),
+        Event::PluginSaid { .. } | Event::PluginsReloaded { .. } | Event::PluginsKept { .. } => {
+            plugins(event);
+        }
+        Event::Refused { .. }
+        | Event::Dropped
+        | Event::Redelivered
+        | Event::StreamPending(_)
+        | Event::Active(_)
+        | Event::HookCalled { .. }
+        | Event::HookFailed { .. } => {}
+    }
+}
+
+fn message(event: &Event<'_>) {
+    match *event {
+        Event::Received(message) => info!(
+            name: name::RECEIVED, target: RELAY, subject = %message.subject, id = %message.id,
+            bytes = message.payload.len(), "received"
+        ),
+        Event::HeadersDropped { message, headers } => debug!(
+            target: RELAY, subject = %message.subject, id = %message.id, headers,
+            "dropped headers that HTTP does not allow"
+        ),
+        Event::Relayed { message, relayed } => info!(
+            name: name::RELAYED, target: RELAY, subject = %message.subject, id = %message.id,
+            %relayed, "relayed"
+        ),
+        Event::Rejected { message, plugin, hook, reason } => info!(
+            name: name::REJECTED, target: RELAY, subject = %message.subject, id = %message.id,
+            %plugin, %hook, reason, "rejected"
+        ),
+        Event::GivenBack(message) => debug!(
+            target: RELAY, subject = %message.subject, id = %message.id, "given back to the stream"
+        ),
+        Event::Failed { message, reason, error } => error!(
+            target: RELAY, subject = %message.subject, id = %message.id, reason, %error,
+            "not relayed"
+        ),
+        Event::FailedUnpublished { message, error } => error!(
+            target: RELAY, subject = %message.subject, id = %message.id, %error,
+            "failed message not published on the failed subject"
+        ),
+        Event::PublishedAgain { subject } => debug!(
+            target: NATS, %subject, "lost the confirmation of a message, publishing it again"
+        ),
+        _ => {}
+    }
+}
+
+fn calls(event: &Event<'_>) {
+    match *event {
+        Event::Answered { call: Call { message, destination, attempt, elapsed }, status } => {
+            let elapsed_ms = milliseconds(elapsed.unwrap_or_default());
+            info!(
+                name: name::ANSWERED, target: WEBHOOK, subject = %message.subject,
+                id = %message.id, %destination, status, elapsed_ms, attempt, "answered"
+            );
+        }
+        Event::Retried { call: Call { message, destination, attempt, .. }, error, wait } => debug!(
+            target: WEBHOOK, subject = %message.subject, id = %message.id, %destination, attempt,
+            %error, wait_ms = milliseconds(wait), "not accepted, retrying"
+        ),
+        Event::DestinationFailing { destination, error, failures } => warn!(
+            target: WEBHOOK, %destination, error, failures, "webhook delivery failing, retrying"
+        ),
+        Event::DestinationRecovered { destination, outage } => info!(
+            target: WEBHOOK, %destination, outage_ms = milliseconds(outage),
+            "webhook delivery recovered"
+        ),
+        Event::OutOfResources { what } => warn!(
+            target: WEBHOOK, what,
+            "cannot call webhooks because this machine is out of resources, retrying; this does \
+             not count as an attempt"
+        ),
+        _ => {}
+    }
+}
+
+fn plugins(event: &Event<'_>) {
+    match *event {
+        Event::PluginSaid { plugin, line, is_error: false } => {
+            info!(name: name::PLUGIN_SAYS, target: OUTPUT, %plugin, line, "plugin says");
+        }
+        Event::PluginSaid { plugin, line, is_error: true } => {
+            warn!(name: name::PLUGIN_SAYS, target: OUTPUT, %plugin, line, "plugin says");
+        }
+        Event::PluginsReloaded { plugins } => {
+            info!(target: RELOAD, plugins, "plugins reloaded");
+        }
+        Event::PluginsKept { error } => {
+            error!(target: RELOAD, %error, "plugins not reloaded, the previous ones stay in use");
+        }
+        _ => {}
+    }
+}
+
+fn missed(gap: &Gap<'_>) {
+    match *gap {
+        Gap::Reconnected { gap } => error!(
+            target: NATS, gap_ms = milliseconds(gap),
+            "reconnected to NATS; messages published in the meantime did not reach the relay"
+        ),
+        Gap::SlowConsumer => error!(
+            target: NATS, "the NATS client dropped messages before the relay could take them"
+        ),
+        Gap::Limits { messages, first_subject, limits } => error!(
+            target: RELAY, messages, first_subject, pending_messages = limits.messages,
+            pending_bytes = limits.bytes,
+            "messages dropped: NATS_PENDING_MESSAGES or NATS_PENDING_BYTES reached"
+        ),
+    }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,132 @@
+//! What happens to messages, destinations, the connection and plugins, as values.
+
+use crate::message::Message;
+use crate::pending::Limits;
+use std::fmt::Display;
+use std::time::Duration;
+
+/// Something that is counted, logged, or both.
+pub(crate) enum Event<'a> {
+    Received(&'a Message),
+    /// Headers of a message that HTTP does not allow do not travel.
+    HeadersDropped {
+        message: &'a Message,
+        headers: u64,
+    },
+    /// A destination accepted a message.
+    Answered {
+        call: Call<'a>,
+        status: u16,
+    },
+    /// A destination did not accept a message, and is not called again for it.
+    Refused {
+        call: Call<'a>,
+    },
+    /// A destination did not accept a message, and is called again after `wait`. Without a
+    /// time there was no call, because this machine is out of something that calls need.
+    Retried {
+        call: Call<'a>,
+        error: &'a str,
+        wait: Duration,
+    },
+    Relayed {
+        message: &'a Message,
+        relayed: &'a str,
+    },
+    Rejected {
+        message: &'a Message,
+        plugin: &'a str,
+        hook: &'a str,
+        reason: &'a str,
+    },
+    GivenBack(&'a Message),
+    Failed {
+        message: &'a Message,
+        reason: &'static str,
+        error: &'a dyn Display,
+    },
+    /// A failed message could not be published on the failed subject either.
+    FailedUnpublished {
+        message: &'a Message,
+        error: &'a dyn Display,
+    },
+    /// A message is published once more, because its confirmation was lost.
+    PublishedAgain {
+        subject: &'a str,
+    },
+
+    /// A destination has begun, or continues, not to accept messages.
+    DestinationFailing {
+        destination: &'a str,
+        error: &'a str,
+        failures: u64,
+    },
+    DestinationRecovered {
+        destination: &'a str,
+        outage: Duration,
+    },
+    /// This machine is out of something that calls need.
+    OutOfResources {
+        what: &'static str,
+    },
+
+    /// Messages may have been missed.
+    Gap(Gap<'a>),
+    /// A message was dropped; the gap is reported for many at once.
+    Dropped,
+    Disconnected,
+    /// There is a connection again, and nothing was missed.
+    Reconnected {
+        gap: Duration,
+    },
+
+    /// A message is delivered that was delivered before.
+    Redelivered,
+    /// So many messages wait in the stream.
+    StreamPending(u64),
+    /// Whether this replica is the one that works.
+    Active(bool),
+
+    HookCalled {
+        plugin: &'a str,
+        hook: &'static str,
+        elapsed: Duration,
+    },
+    HookFailed {
+        plugin: &'a str,
+        hook: &'static str,
+        kind: &'static str,
+    },
+    /// A line that a plugin wrote to standard output, or to standard error.
+    PluginSaid {
+        plugin: &'a str,
+        line: &'a str,
+        is_error: bool,
+    },
+    PluginsReloaded {
+        plugins: &'a str,
+    },
+    PluginsKept {
+        error: &'a dyn Display,
+    },
+}
+
+/// A call of a destination for a message.
+#[derive(Clone, Copy)]
+pub(crate) struct Call<'a> {
+    pub(crate) message: &'a Message,
+    pub(crate) destination: &'a dyn Display,
+    pub(crate) attempt: u32,
+    /// From the call to the end of its answer; `None` where there was no call.
+    pub(crate) elapsed: Option<Duration>,
+}
+
+/// Why messages may have been missed.
+pub(crate) enum Gap<'a> {
+    /// There was no connection, and nobody kept what was published in the meantime.
+    Reconnected { gap: Duration },
+    /// The client library had no room for them.
+    SlowConsumer,
+    /// More would have waited than the limits allow.
+    Limits { messages: u64, first_subject: &'a str, limits: Limits },
+}
