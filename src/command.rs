@@ -18,7 +18,7 @@ use crate::source::stream::Parts;
 use crate::source::{Intake, Source};
 use crate::webhook::Webhook;
 use clap::Command;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getpid, getrlimit, kill_process, setrlimit};
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::Path;
@@ -99,11 +99,15 @@ fn runtime() -> std::io::Result<Runtime> {
 fn command_line() -> Command {
     Command::new("nats-webhook-relay")
         .version(env!("CARGO_PKG_VERSION"))
-        .about("POSTs NATS messages to a webhook and republishes each one only after the webhook has accepted it.")
-        .after_help(config::help())
-        .subcommand(
-            Command::new("check").about("Validates the configuration, connects to NATS, prints what would be relayed where, and exits"),
+        .about(
+            "POSTs NATS messages to a webhook and republishes each one only after the webhook has \
+             accepted it.",
         )
+        .after_help(config::help())
+        .subcommand(Command::new("check").about(
+            "Validates the configuration, connects to NATS, prints what would be relayed \
+                 where, and exits",
+        ))
         .subcommand(plugin::command_line())
 }
 
@@ -211,7 +215,8 @@ async fn load_plugins(
     Ok(plugins)
 }
 
-/// Each call takes a file descriptor, and the usual soft limit is meant for programs that use select(2).
+/// Each call takes a file descriptor, and the usual soft limit is meant for programs that use
+/// select(2).
 fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
     // Where that is not possible, calls wait for one another.
@@ -229,7 +234,7 @@ async fn reload(plugins: Arc<Plugins>, mut hangup: Signal) {
             _ = hangup.recv() => {
                 // What the signal meant first: the terminal was closed.
                 if at_terminal && !std::io::stderr().is_terminal() {
-                    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM);
+                    let _ = kill_process(getpid(), rustix::process::Signal::TERM);
                     return;
                 }
             }

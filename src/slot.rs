@@ -30,7 +30,7 @@ impl<'a> Slot<'a> {
             return Some(permit);
         }
         let permit = loop {
-            // Fails only when the semaphore is closed, which nobody does.
+            // Fails only when the semaphore is closed, which never happens.
             let permit = self.limit.clone().acquire_owned().await.ok()?;
             if self.message.origin.is_our_turn() {
                 break Arc::new(permit);

@@ -880,7 +880,7 @@ async fn a_stream_of_relayed_messages_may_come_and_go() {
     stream.settled().await;
     assert_eq!(setup.relayed().await.payload, "again without");
     let warning =
-        setup.relay.logged("the stream that captures what is published does not answer").await;
+        setup.relay.logged("the stream that captures the relayed messages does not answer").await;
     assert!(warning.contains(WARN), "{warning}");
     let again = setup.relayed().await;
     assert!(again.payload == "again without" && again.reply.is_none(), "{again:?}");
@@ -978,7 +978,7 @@ async fn a_stream_answers_through_the_next_client_too() {
     assert!(setup.relayed().await.reply.is_some());
     // A lone CR in a header ends the client.
     setup.publish_by_hand(&hpub("cms.cache.b", &["X: a\rb"], b"2")).await;
-    setup.relay.logged("the NATS client has failed").await;
+    setup.relay.logged("the NATS client failed").await;
     setup.relay.logged("reconnected to NATS").await;
     stream.publish("cms.cache.a", "3").await;
     stream.settled().await;

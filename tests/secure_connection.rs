@@ -661,7 +661,7 @@ async fn renewed_credentials_are_used_at_the_next_connection() {
     let variables = [("NATS_CREDS", file.as_str()), ("HTTP_LISTEN", "127.0.0.1:0")];
     let mut relay = Relay::start(&nats.url(), "http://127.0.0.1:9/", &variables).await;
     // The server ends the connection when the JWT does.
-    let line = relay.logged("the login is not valid any more").await;
+    let line = relay.logged("the login expired").await;
     assert!(line.contains("ERROR"), "{line}");
     let line = relay.logged("cannot reconnect to NATS yet").await;
     assert!(line.contains("the JWT has expired at") && line.contains("renew NATS_CREDS"), "{line}");

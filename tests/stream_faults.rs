@@ -736,7 +736,7 @@ async fn full_while_there_is_no_client(from: From) {
     // It cannot have another one.
     full.proxy.refuse();
     by_hand(full.nats.port, &hpub("cms.cache.s0", &["A: b\rc"], b"0")).await;
-    full.relay.logged("the NATS client has failed").await;
+    full.relay.logged("the NATS client failed").await;
     full.relay.logged("waiting for NATS").await;
     full.ends(from).await;
 }

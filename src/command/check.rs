@@ -60,7 +60,7 @@ async fn source(config: &Config, link: &Link, round_trips: &RoundTrips) -> anyho
             ))?;
         }
         Intake::Subscription { queue_group } => {
-            // Outside the queue group: a message given to this process would reach nobody.
+            // Outside the queue group: a message given to this process would be lost.
             Subscription::open(None, listen, link, round_trips).await?;
             let group = queue_group.as_ref().map(|group| format!(" (queue group {group})"));
             let group = group.unwrap_or_default();

@@ -16,7 +16,7 @@ const OTHER_REASON: Duration = Duration::from_secs(5);
 /// A silent connection is noticed after two to three of these.
 const PING: Duration = Duration::from_secs(10);
 
-/// Whoever is told what a client reports.
+/// Receives what a client reports.
 pub(super) trait Listener: Send + Sync {
     fn note(&self, reported: Event);
     /// Whether there was a connection before.

@@ -25,7 +25,7 @@ use tracing::{error, warn};
 /// How often a state is looked at for which there is no reliable event.
 const LOOK: Duration = Duration::from_millis(200);
 /// How many denied subjects are remembered: more than can wait for their proof at once, and an
-/// end to those that nobody asks about, such as acknowledgements.
+/// end to those that are never asked about, such as acknowledgements.
 const MOST_DENIED: usize = 1024;
 
 /// A connection to NATS. Clones share it.
@@ -43,7 +43,7 @@ struct Shared {
 /// What becomes of messages while there is no connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Missed {
-    /// Nobody keeps them.
+    /// Nothing keeps them.
     Perhaps,
     /// A stream does.
     Nothing,
@@ -258,7 +258,7 @@ impl Link {
         self.noted(|| self.take_denied_publish(subject)).await;
     }
 
-    /// Forgets denied publishes that nobody asks about.
+    /// Forgets denied publishes that no publish waits to hear about.
     pub(crate) fn forget_denied_publishes(&self) {
         self.report().denied_publishes.clear();
     }

@@ -173,7 +173,7 @@ impl Publisher {
     }
 
     /// Publishes to a stream, which says when it has the message. The round trip tells beside
-    /// that if the user may not publish: then nobody says anything.
+    /// that if the user may not publish: then there is no answer at all.
     async fn store(
         &self,
         capture: &Capture,

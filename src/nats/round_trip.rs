@@ -135,7 +135,7 @@ impl RoundTrips {
     /// Whether the user may publish on `subject`, without sending anything to subscribers.
     ///
     /// nats-server 2.11 and later check the permission of a message that is only traced
-    /// (`Nats-Trace-Only`, ADR-41) and deliver it to nobody. Older servers are not asked.
+    /// (`Nats-Trace-Only`, ADR-41) and do not deliver it. Older servers are not asked.
     pub(crate) async fn may_publish(&self, subject: String) -> bool {
         let (_, client) = self.link.client().await;
         if !self.are_possible() || !client.is_server_compatible(2, 11, 0) {
@@ -198,7 +198,9 @@ async fn came_back(returns: &mut Subscriber, number: u64, generation: u64, link:
         tokio::select! {
             biased;
             message = returns.next() => match message {
-                Some(message) if message.payload == number_to_bytes(number) => return link.generation() == generation,
+                Some(message) if message.payload == number_to_bytes(number) => {
+                    return link.generation() == generation;
+                }
                 Some(_) => {}
                 // The client has ended; there will be another connection.
                 None => {

@@ -59,9 +59,9 @@ pub(super) fn escaped() -> impl for<'writer> FormatFields<'writer> {
     field.delimited(" ")
 }
 
-/// Whether an entry says itself which message it is about.
-fn names_its_message(event: &Event<'_>) -> bool {
-    event.metadata().fields().field("subject").is_some()
+/// Whether an entry says itself which message it is about, or is about none.
+fn stands_alone(event: &Event<'_>) -> bool {
+    event.is_root() || event.metadata().fields().field("subject").is_some()
 }
 
 /// The fields of the message that an entry belongs to and does not name.
@@ -70,7 +70,7 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    let span = context.lookup_current().filter(|_| !names_its_message(event))?;
+    let span = context.lookup_current().filter(|_| !stands_alone(event))?;
     let fields = span.extensions().get::<FormattedFields<N>>().map(ToString::to_string);
     fields.filter(|fields| !fields.is_empty())
 }
@@ -96,7 +96,7 @@ where
         out: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        match names_its_message(event) {
+        match stands_alone(event) {
             true => self.alone.format_event(context, out, event),
             false => self.of_a_message.format_event(context, out, event),
         }

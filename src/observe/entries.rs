@@ -106,15 +106,16 @@ fn calls(event: &Event<'_>) {
             target: WEBHOOK, subject = %message.subject, id = %message.id, %destination, attempt,
             %error, wait_ms = milliseconds(wait), "not accepted, retrying"
         ),
+        // Of the destination, whatever message was the first to notice.
         Event::DestinationFailing { destination, error, failures } => warn!(
-            target: WEBHOOK, %destination, error, failures, "webhook delivery failing, retrying"
+            target: WEBHOOK, parent: None, %destination, error, failures, "webhook delivery failing, retrying"
         ),
         Event::DestinationRecovered { destination, outage } => info!(
-            target: WEBHOOK, %destination, outage_ms = milliseconds(outage),
+            target: WEBHOOK, parent: None, %destination, outage_ms = milliseconds(outage),
             "webhook delivery recovered"
         ),
         Event::OutOfResources { what } => warn!(
-            target: WEBHOOK, what,
+            target: WEBHOOK, parent: None, what,
             "cannot call webhooks because this machine is out of resources, retrying; this does \
              not count as an attempt"
         ),

@@ -123,7 +123,7 @@ pub(crate) struct Call<'a> {
 
 /// Why messages may have been missed.
 pub(crate) enum Gap<'a> {
-    /// There was no connection, and nobody kept what was published in the meantime.
+    /// There was no connection, and nothing kept what was published in the meantime.
     Reconnected { gap: Duration },
     /// The client library had no room for them.
     SlowConsumer,

@@ -155,7 +155,8 @@ impl Pull {
         ))
     }
 
-    /// The turn is this replica's for a while, as the server has answered what was asked at `asked_at`.
+    /// The turn is this replica's for a while: the server has answered what was asked at
+    /// `asked_at`.
     pub(super) fn is_ours_since(&self, asked_at: Instant) {
         if self.turn.pin().is_some() {
             self.held.ours_until(Some(asked_at + OURS));

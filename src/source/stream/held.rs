@@ -2,7 +2,7 @@
 //!
 //! A message that is delivered again while it is still here, or whose acknowledgement was
 //! lost, is known by its sequence in the stream and not relayed once more. While a message
-//! waits or is worked on, the server is told so, and does not give it to anybody else.
+//! waits or is worked on, the server hears so, and does not give it to another client.
 
 use crate::nats::link::Link;
 use crate::origin::{Fate, Hold, Kept, Settled, Step};
@@ -20,7 +20,7 @@ use tokio_util::bytes::Bytes;
 /// settled in the seconds that it takes the server to deliver one again.
 const MOST_SETTLED: usize = 1 << 16;
 
-/// What the server is told of a settled message (ADR-15).
+/// How a settled message is acknowledged (ADR-15).
 fn acknowledgement(settled: Settled) -> Bytes {
     Bytes::from_static(match settled {
         Settled::Done => b"+ACK",
@@ -216,7 +216,8 @@ impl Held {
         Delivery::New
     }
 
-    /// Whether a message may be begun: it is still held here. Waits until it is certain whose turn it is.
+    /// Whether a message may be begun: it is still held here. Waits until it is certain whose
+    /// turn it is.
     pub(crate) async fn begin(&self, stored: &Stored) -> bool {
         self.ours().await;
         let mut state = self.lock();
@@ -291,14 +292,14 @@ impl Held {
     }
 
     /// Tells the server the end of a message. Should that be lost, the message is delivered
-    /// again and the server is told once more.
+    /// again, and so is the acknowledgement.
     pub(crate) async fn settle(&self, stored: &Stored, settled: Settled) {
         let Some(reply) = self.take(stored, settled) else { return };
         self.0.settled.notify_one();
         self.acknowledge(reply, settled).await;
     }
 
-    /// Where to answer for a message that ends now; `None` where nobody waits for an answer,
+    /// Where to answer for a message that ends now; `None` where no answer is expected,
     /// because the message was forgotten.
     fn take(&self, stored: &Stored, settled: Settled) -> Option<Subject> {
         let mut state = self.lock();
@@ -402,7 +403,8 @@ impl Held {
         oldest.unwrap_or(state.last.max(floor) + 1)
     }
 
-    /// Messages that nobody has asked the stream about for `age`, oldest first, at most `most`; now somebody does.
+    /// Messages that the stream was not asked about for `age`, oldest first, at most `most`. The
+    /// caller asks now.
     #[must_use]
     pub(crate) fn unconfirmed(&self, age: Duration, most: usize) -> Vec<u64> {
         let now = Instant::now();
@@ -439,7 +441,7 @@ impl Held {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            // Without a connection there is nobody to tell, and it would all be sent later.
+            // Without a connection it would all be sent later.
             if !self.0.link.is_connected() {
                 continue;
             }

@@ -45,7 +45,8 @@ impl Pull {
 
     /// Where another consumer has to begin for nothing to be missed.
     fn resume_at(&self) -> u64 {
-        // Behind a closed gate, and standing by, what was delivered and is not here may be unsettled.
+        // Behind a closed gate, and while standing by, what was delivered and is not here may be
+        // unsettled.
         if self.gate.is_open() && !self.turn.stands_by() {
             self.held.resume_at(self.floor)
         } else {
@@ -195,7 +196,8 @@ impl Pull {
                 true => warn!(
                     stream,
                     consumer,
-                    "the consumer is paused: nothing is relayed until it is resumed (nats consumer resume)"
+                    "the consumer is paused: nothing is relayed until you resume it (nats consumer \
+                     resume)"
                 ),
                 false => info!(stream, consumer, "the consumer is resumed"),
             }

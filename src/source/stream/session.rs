@@ -9,7 +9,7 @@ use tokio::time::Instant;
 pub(super) const EXPIRES: Duration = Duration::from_secs(1);
 /// How much later than that the server's answer may be before it counts as lost.
 pub(super) const LATE: Duration = Duration::from_secs(4);
-/// The same while stopping: what comes later is delivered to somebody else.
+/// The same while stopping: what comes later is delivered to another client.
 pub(super) const LATE_STOPPING: Duration = Duration::from_secs(1);
 
 /// One connection's requests and deliveries.
