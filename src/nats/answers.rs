@@ -31,11 +31,20 @@ struct Waiting {
 /// What became of a publish.
 pub(super) enum Answer {
     /// The stream has it, perhaps already before.
-    Stored,
+    Stored(Stored),
     /// The stream will not have it, and why.
     Refused(String),
     /// Nobody listens to its subject.
     NoResponders,
+}
+
+/// Where a stream keeps a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Stored {
+    pub(crate) stream: String,
+    pub(crate) sequence: u64,
+    /// Whether it had a message with the same id already.
+    pub(crate) is_duplicate: bool,
 }
 
 /// A publish that waits for its answer for as long as this is there.
@@ -124,18 +133,20 @@ fn read(message: &Message, captures: impl FnOnce(&str) -> bool) -> Option<Answer
         return Some(Answer::NoResponders);
     }
     let answer: Value = serde_json::from_slice(&message.payload).ok()?;
-    if !captures(answer.get("stream")?.as_str()?) {
+    let stream = answer.get("stream")?.as_str()?;
+    if !captures(stream) {
         return None;
     }
     Some(match answer.get("error") {
-        Some(error) => Answer::Refused(
-            error
-                .get("description")
-                .and_then(Value::as_str)
-                .unwrap_or("no reason was given")
-                .to_owned(),
-        ),
-        None => Answer::Stored,
+        Some(error) => {
+            let reason = error.get("description").and_then(Value::as_str);
+            Answer::Refused(reason.unwrap_or("no reason was given").to_owned())
+        }
+        None => Answer::Stored(Stored {
+            stream: stream.to_owned(),
+            sequence: answer.get("seq").and_then(Value::as_u64).unwrap_or(0),
+            is_duplicate: answer.get("duplicate").and_then(Value::as_bool).unwrap_or(false),
+        }),
     })
 }
 

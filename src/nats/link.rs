@@ -165,6 +165,16 @@ impl Link {
         }
     }
 
+    /// The client in use with its number and the number of its connection; `None` where there is no
+    /// connection now.
+    pub(crate) fn connected_client(&self) -> Option<(u64, Client, u64)> {
+        let current = self.current();
+        let client = current.client.as_ref()?;
+        let is_connected = client.connection_state() == State::Connected;
+        let generation = current.earlier_connections + connections(client);
+        is_connected.then(|| (current.number, client.clone(), generation))
+    }
+
     /// The client after the one with this number, which has ended; `None` when there will be none.
     pub(crate) async fn client_after(&self, number: u64) -> Option<(u64, Client)> {
         loop {

@@ -4,7 +4,7 @@
 //! stream captures what is published, it is the stream's own answer that counts.
 
 use crate::message::Outbound;
-use crate::nats::answers::{Answer, Answers};
+use crate::nats::answers::{Answer, Answers, Stored};
 use crate::nats::capture::Capture;
 use crate::nats::jetstream::ApiError;
 use crate::nats::link::Link;
@@ -64,6 +64,32 @@ pub(crate) enum PublishFailure {
     /// The stream that captures its subject refuses it.
     #[error("the stream on {0} refuses it: {1}")]
     NotStored(Subject, String),
+}
+
+/// Why a message that is published once was not confirmed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OnceFailure {
+    #[error("there is no connection to NATS, or it broke")]
+    NotConnected,
+    #[error("the NATS user may not publish on the subject")]
+    Denied,
+    #[error("the message is larger than the server takes (max_payload)")]
+    TooLarge,
+    #[error("no stream captures the subject")]
+    NoStream,
+    #[error("the stream refuses the message: {0}")]
+    Refused(String),
+    #[error("there was no answer in time")]
+    NoAnswer,
+}
+
+impl OnceFailure {
+    fn of(error: PublishError) -> Self {
+        match error.kind() {
+            PublishErrorKind::MaxPayloadExceeded => Self::TooLarge,
+            PublishErrorKind::InvalidSubject | PublishErrorKind::Send => Self::NotConnected,
+        }
+    }
 }
 
 /// Publishes messages, each confirmed. Clones share everything.
@@ -200,7 +226,7 @@ impl Publisher {
             tokio::select! {
                 biased;
                 answer = &mut answer => return match answer {
-                    Ok(Ok(Answer::Stored)) => Try::Proof(Proof::Arrived),
+                    Ok(Ok(Answer::Stored(_))) => Try::Proof(Proof::Arrived),
                     Ok(Ok(Answer::Refused(reason))) => Try::NotStored(reason),
                     Ok(Ok(Answer::NoResponders)) | Err(_) => Try::Unanswered,
                     Ok(Err(_)) => self.client_ended(generation).await,
@@ -255,6 +281,78 @@ impl Publisher {
                 "the stream that captures the relayed messages does not answer, retrying"
             );
         }
+    }
+
+    /// Publishes a message once, and returns when a stream that captures it has stored it.
+    ///
+    /// # Errors
+    /// Whether it was stored is unknown unless the failure says that it was not.
+    pub(crate) async fn store_once(
+        &self,
+        message: Outbound,
+        within: Duration,
+    ) -> Result<Stored, OnceFailure> {
+        let capture = self.capture.as_ref().filter(|capture| capture.has(&message.subject));
+        let capture = capture.ok_or(OnceFailure::NoStream)?;
+        let (number, client, generation) = self.connected()?;
+        let answers = self.answers(capture, number, &client).await;
+        let answers = answers.ok_or(OnceFailure::NotConnected)?;
+        let Outbound { subject, headers, payload } = message;
+        let mut expected = answers.expect(subject.clone());
+        let reply = expected.reply.clone();
+        let sent =
+            client.publish_with_reply_and_headers(subject.clone(), reply, headers, payload).await;
+        sent.map_err(OnceFailure::of)?;
+        let proof = self.round_trips.prove(subject, generation);
+        let mut proof = pin!(proof);
+        let mut is_proven = false;
+        let deadline = tokio::time::sleep(within);
+        let mut deadline = pin!(deadline);
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut expected.answer => return match answer {
+                    Ok(Answer::Stored(stored)) => Ok(stored),
+                    Ok(Answer::Refused(reason)) => Err(OnceFailure::Refused(reason)),
+                    Ok(Answer::NoResponders) => Err(OnceFailure::NoStream),
+                    Err(_) => Err(OnceFailure::NotConnected),
+                },
+                proof = &mut proof, if !is_proven => match proof {
+                    Proof::Arrived => is_proven = true,
+                    Proof::Denied => return Err(OnceFailure::Denied),
+                    Proof::Unknown => return Err(OnceFailure::NotConnected),
+                },
+                () = &mut deadline => return Err(OnceFailure::NoAnswer),
+            }
+        }
+    }
+
+    /// Publishes a message once, and returns when the server has confirmed it.
+    ///
+    /// # Errors
+    /// Whether it was published is unknown unless the failure says that it was not.
+    pub(crate) async fn send_once(
+        &self,
+        message: Outbound,
+        within: Duration,
+    ) -> Result<(), OnceFailure> {
+        let (_, client, generation) = self.connected()?;
+        let Outbound { subject, headers, payload } = message;
+        let sent = client.publish_with_headers(subject.clone(), headers, payload).await;
+        sent.map_err(OnceFailure::of)?;
+        let proof = self.round_trips.prove(subject, generation);
+        match tokio::time::timeout(within, proof).await {
+            Ok(Proof::Arrived) => Ok(()),
+            Ok(Proof::Denied) => Err(OnceFailure::Denied),
+            Ok(Proof::Unknown) => Err(OnceFailure::NotConnected),
+            Err(_) => Err(OnceFailure::NoAnswer),
+        }
+    }
+
+    /// The client and its connection, where there is one: what is published without one would
+    /// wait in the client for longer than its sender.
+    fn connected(&self) -> Result<(u64, Client, u64), OnceFailure> {
+        self.link.connected_client().ok_or(OnceFailure::NotConnected)
     }
 
     fn published_again(&self, subject: &Subject) {
