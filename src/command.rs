@@ -1,12 +1,16 @@
 //! The command line: a table of contents of what the program does from start to exit.
 
 mod check;
+mod gateway;
 mod plugin;
+mod process;
+mod serve;
 mod setup;
 
+use crate::command::process::{raise_file_limit, stop_signal, unless};
 use crate::command::setup::Publishing;
 use crate::config::environment::Environment;
-use crate::config::{self, Config, EX_USAGE, Mistakes};
+use crate::config::{self, Backend, Config, EX_USAGE, Mistakes, Shared};
 use crate::nats::link::Link;
 use crate::observe::monitor::{self, Readiness};
 use crate::observe::supervisor::{self, Phase};
@@ -17,8 +21,8 @@ use crate::relay::{Relay, intake};
 use crate::source::stream::Parts;
 use crate::source::{Intake, Source};
 use crate::webhook::Webhook;
-use clap::Command;
-use rustix::process::{Resource, Rlimit, getpid, getrlimit, kill_process, setrlimit};
+use clap::{ArgMatches, Command};
+use rustix::process::{getpid, kill_process};
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::Path;
@@ -53,38 +57,90 @@ fn execute(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     if let Some(("plugin", matches)) = matches.subcommand() {
         return runtime.block_on(plugin::main(matches));
     }
-    let (config, unknown) = match configuration() {
-        Ok(configuration) => configuration,
+    let is_check = matches.subcommand_name() == Some("check");
+    let task = match Task::read(&matches) {
+        Ok(task) => task,
         Err(mistakes) => {
             log::complain(format_args!("nats-webhook-relay: {mistakes}"));
             return ExitCode::from(EX_USAGE);
         }
     };
-    log::start(&config.log);
-    unknown.iter().for_each(|variable| warn!(variable, "unknown variable"));
-
+    log::start(task.log());
     // For both clients; a second call would find it installed, which is as good.
     let _ = async_nats::rustls::crypto::ring::default_provider().install_default();
-    let result = runtime.block_on(async {
-        match matches.subcommand_name() {
-            Some("check") => check::check(&config).await,
-            _ => run(&config).await,
-        }
-    });
+    let result = runtime.block_on(task.run(is_check));
     // Name look-ups may still block threads; nothing is owed to them.
     runtime.shutdown_background();
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if matches.subcommand_name() == Some("check") => {
-            log::complain(format_args!(
-                "nats-webhook-relay: {}",
-                log::shown(&format!("{error:#}"))
-            ));
+        Err(error) if is_check => {
+            let error = log::shown(&format!("{error:#}"));
+            log::complain(format_args!("nats-webhook-relay: {error}"));
             ExitCode::FAILURE
         }
         Err(error) => {
             error!(error = format!("{error:#}"), "ended with an error");
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// What the command line asks for, with its settings.
+enum Task {
+    Relay(Box<Config>, Vec<String>),
+    Gateway(Box<(Shared, crate::gateway::Settings)>),
+    Serve(Box<(Shared, Backend)>),
+}
+
+impl Task {
+    fn read(matches: &ArgMatches) -> Result<Self, Mistakes> {
+        let environment = Environment::load(Path::new("."))?;
+        let name = match matches.subcommand() {
+            Some(("check", matches)) => matches.subcommand_name(),
+            Some((name, _)) => Some(name),
+            None => None,
+        };
+        Ok(match name {
+            Some("gateway") => Self::Gateway(Box::new(config::gateway(&environment)?)),
+            Some("serve") => Self::Serve(Box::new(config::serve(&environment)?)),
+            _ => {
+                let unknown = config::unknown(&environment);
+                match Config::from_environment(&environment) {
+                    Ok(config) => Self::Relay(Box::new(config), unknown),
+                    Err(mistakes) => return Err(mistakes.and(unknown)),
+                }
+            }
+        })
+    }
+
+    fn log(&self) -> &log::Settings {
+        match self {
+            Self::Relay(config, _) => &config.log,
+            Self::Gateway(gateway) => &gateway.0.log,
+            Self::Serve(serve) => &serve.0.log,
+        }
+    }
+
+    async fn run(self, is_check: bool) -> anyhow::Result<()> {
+        match self {
+            Self::Relay(config, unknown) => {
+                unknown.iter().for_each(|variable| warn!(variable, "unknown variable"));
+                if is_check { check::check(&config).await } else { run(&config).await }
+            }
+            Self::Gateway(gateway) => {
+                let (shared, settings) = *gateway;
+                match is_check {
+                    true => gateway::check(&shared, &settings).await,
+                    false => gateway::run(&shared, settings).await,
+                }
+            }
+            Self::Serve(serve) => {
+                let (shared, backend) = *serve;
+                match is_check {
+                    true => serve::check(&shared, &backend).await,
+                    false => serve::run(&shared, backend).await,
+                }
+            }
         }
     }
 }
@@ -104,21 +160,33 @@ fn command_line() -> Command {
              accepted it.",
         )
         .after_help(config::help())
-        .subcommand(Command::new("check").about(
-            "Validates the configuration, connects to NATS, prints what would be relayed \
-                 where, and exits",
-        ))
+        .subcommand(
+            Command::new("check")
+                .about(
+                    "Validates the configuration, connects to NATS, prints what would be relayed \
+                     where, and exits",
+                )
+                .subcommand(Command::new("gateway").about("The same for gateway"))
+                .subcommand(Command::new("serve").about("The same for serve")),
+        )
+        .subcommand(
+            Command::new("gateway")
+                .about("Sends HTTP requests to NATS, and answers with the reply or a confirmation")
+                .after_help(config::help_of(config::GATEWAY_VARIABLES) + SHARED),
+        )
+        .subcommand(
+            Command::new("serve")
+                .about("Answers NATS requests by calling an HTTP backend")
+                .after_help(config::help_of(config::SERVE_VARIABLES) + SHARED),
+        )
         .subcommand(plugin::command_line())
 }
 
-fn configuration() -> Result<(Config, Vec<String>), Mistakes> {
-    let environment = Environment::load(Path::new("."))?;
-    let unknown = config::unknown(&environment);
-    match Config::from_environment(&environment) {
-        Ok(config) => Ok((config, unknown)),
-        Err(mistakes) => Err(mistakes.and(unknown)),
-    }
-}
+/// What `gateway` and `serve` share with the relay.
+const SHARED: &str = "
+The variables of the connection (NATS_HOST, NATS_CREDS, NATS_CONTEXT ...), SHUTDOWN_GRACE,
+HTTP_LISTEN, LOG_FORMAT and RUST_LOG mean what they mean for the relay: see nats-webhook-relay --help.
+";
 
 /// Relays until SIGTERM or SIGINT.
 async fn run(config: &Config) -> anyhow::Result<()> {
@@ -174,14 +242,6 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     result
 }
 
-/// What `work` returns, unless `stop` resolves before.
-async fn unless<T>(stop: impl Future<Output = ()>, work: impl Future<Output = T>) -> Option<T> {
-    tokio::select! {
-        done = work => Some(done),
-        () = stop => None,
-    }
-}
-
 /// Says what is going to be relayed.
 fn announce(config: &Config) {
     let destinations = config.webhook.destinations.iter();
@@ -215,17 +275,6 @@ async fn load_plugins(
     Ok(plugins)
 }
 
-/// Each call takes a file descriptor, and the usual soft limit is meant for programs that use
-/// select(2).
-fn raise_file_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    // Where that is not possible, calls wait for one another.
-    if setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).is_err() {
-        // macOS takes no more than this (OPEN_MAX), whatever the hard limit says.
-        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(10_240), ..limit });
-    }
-}
-
 /// Loads plugins again on SIGHUP and, with `PLUGIN_WATCH`, when their files have changed.
 async fn reload(plugins: Arc<Plugins>, mut hangup: Signal) {
     let at_terminal = std::io::stderr().is_terminal();
@@ -244,29 +293,4 @@ async fn reload(plugins: Arc<Plugins>, mut hangup: Signal) {
         plugins.reload().await;
         supervisor::tell(Phase::Ready);
     }
-}
-
-/// Resolves at the first SIGTERM or SIGINT. The second one ends the process at once.
-fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let (first, stop) = tokio::sync::oneshot::channel();
-    tokio::spawn(async move {
-        let mut first = Some(first);
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            match first.take() {
-                Some(first) => drop(first.send(())),
-                None => {
-                    error!("stopped at once by a second signal; messages in work are not relayed");
-                    log::end();
-                    std::process::exit(1);
-                }
-            }
-        }
-    });
-    Ok(async move { drop(stop.await) })
 }

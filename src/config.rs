@@ -5,6 +5,7 @@
 
 pub mod context;
 pub mod environment;
+mod exchange;
 mod nats;
 mod plugin;
 mod reader;
@@ -12,7 +13,10 @@ mod source;
 mod variables;
 mod webhook;
 
-pub use crate::config::variables::{VARIABLES, Variable, help, unknown};
+pub(crate) use crate::config::variables::help_of;
+pub use crate::config::variables::{
+    GATEWAY_VARIABLES, SERVE_VARIABLES, VARIABLES, Variable, help, unknown,
+};
 
 use crate::config::environment::Environment;
 use crate::config::reader::{DURATION, Reader, duration, number};
@@ -23,9 +27,12 @@ use crate::config::variables::{
 use crate::observe::log::{self, Format};
 use crate::relay::{self, MOST_IN_FLIGHT};
 use crate::subject::Prefix;
+use crate::webhook::destination::Destination;
+use crate::webhook::proxy::Proxy;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 /// The exit code for a wrong configuration or command line (`EX_USAGE` of sysexits.h).
@@ -116,6 +123,53 @@ pub(crate) fn plugins(
     let mut read = Reader::new(environment);
     let plugins = read.plugins_of(paths);
     if read.mistakes.is_empty() { Ok(plugins) } else { Err(Mistakes(read.mistakes)) }
+}
+
+/// What `gateway` and `serve` need beside their own settings.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) nats: crate::nats::settings::Settings,
+    /// Time to finish what is under way when told to stop.
+    pub(crate) grace: Duration,
+    pub(crate) http_listen: Option<SocketAddr>,
+    pub(crate) log: log::Settings,
+}
+
+/// Reads the settings of a subcommand with `own`, and what it shares with the relay.
+///
+/// # Errors
+/// All mistakes at once.
+fn subcommand<T>(
+    environment: &Environment,
+    own: impl FnOnce(&mut Reader<'_>) -> Option<T>,
+) -> Result<(Shared, T), Mistakes> {
+    let mut read = Reader::new(environment);
+    let own = own(&mut read);
+    let connection = read.connection();
+    let nats = read.nats(&connection);
+    let grace = read.or(&SHUTDOWN_GRACE, DURATION, duration(0), relay::GRACE);
+    let expected = "an address and port such as 127.0.0.1:9090 or [::]:9090";
+    let http_listen = read.optional(&HTTP_LISTEN, expected, |text| text.parse().ok());
+    let log = read.log();
+    match (own, nats) {
+        (Some(own), Some(nats)) if read.mistakes.is_empty() => {
+            Ok((Shared { nats, grace, http_listen, log }, own))
+        }
+        _ => Err(Mistakes(read.mistakes)),
+    }
+}
+
+pub(crate) fn gateway(
+    environment: &Environment,
+) -> Result<(Shared, crate::gateway::Settings), Mistakes> {
+    subcommand(environment, Reader::gateway)
+}
+
+/// Of a backend: its settings, and how it is reached.
+pub(crate) type Backend = (crate::serve::Settings, Destination, Option<Proxy>);
+
+pub(crate) fn serve(environment: &Environment) -> Result<(Shared, Backend), Mistakes> {
+    subcommand(environment, Reader::serve)
 }
 
 impl Reader<'_> {

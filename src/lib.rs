@@ -7,6 +7,8 @@
 mod certificates;
 pub mod command;
 pub mod config;
+pub mod exchange;
+pub mod gateway;
 pub mod headers;
 pub mod message;
 mod nats;
@@ -16,6 +18,7 @@ mod pending;
 pub mod plugin;
 pub mod relay;
 pub mod secret;
+mod serve;
 mod slot;
 mod source;
 pub mod subject;

@@ -27,7 +27,7 @@ use crate::webhook::outage::{Outage, Shortage};
 use crate::webhook::proxy::Proxy;
 use crate::webhook::signature::Keys;
 use futures_util::future::join_all;
-use reqwest::StatusCode;
+use reqwest::{Method, StatusCode};
 use reqwest::header::{self, HeaderMap};
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -253,7 +253,9 @@ impl Webhook {
         if let Some(signatures) = self.keys.sign(&headers, &body) {
             headers.insert(WEBHOOK_SIGNATURE, signatures);
         }
-        target.endpoint.send(Call { headers, body, timeout: self.timeout, keep: 0 }).await
+        let (method, timeout) = (Method::POST, self.timeout);
+        let call = Call { method, target: None, headers, body, timeout, keep: 0 };
+        target.endpoint.send(call).await
     }
 }
 

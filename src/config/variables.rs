@@ -43,15 +43,17 @@ const fn secret(help: &'static str) -> Variable {
 }
 
 macro_rules! variables {
-    ($($name:ident: $variable:expr,)*) => {
+    ($(#[$doc:meta])* $all:ident: $($name:ident: $variable:expr,)*) => {
         $(pub(crate) const $name: Variable = Variable { name: stringify!($name), ..$variable };)*
 
-        /// Every variable, in the order of the documents.
-        pub const VARIABLES: &[Variable] = &[$($name),*];
+        $(#[$doc])*
+        pub const $all: &[Variable] = &[$($name),*];
     };
 }
 
 variables! {
+    /// Every variable of the relay, in the order of the documents.
+    VARIABLES:
     WEBHOOK_DESTINATION: secret(
         "Required. URL that each message is POSTed to, or several separated by white space: \
          all must accept a message before it is republished.",
@@ -218,6 +220,80 @@ variables! {
     ).or("info"),
 }
 
+variables! {
+    /// Those of `gateway`, beside the ones that it shares with the relay.
+    GATEWAY_VARIABLES:
+    GATEWAY_LISTEN: plain(
+        "Address to listen on, for HTTP/1.1 and HTTP/2 without TLS; a reverse proxy ends TLS.",
+    ).or("127.0.0.1:8080"),
+    GATEWAY_SUBJECT_PREFIX: plain(
+        "Required, unless GATEWAY_SUBJECT is set. With api, POST /a/b/c is sent to api.a.b.c, \
+         and / to api.",
+    ),
+    GATEWAY_SUBJECT: plain(
+        "One fixed subject for all requests, instead of the prefix.",
+    ),
+    GATEWAY_ANSWER: plain(
+        "reply: the reply to the message is the answer. sent: 202 once the server has \
+         confirmed the message. stored: 202 once a stream has stored it.",
+    ).or("reply"),
+    GATEWAY_FORMAT: plain(
+        "plain, roundtripper or nats-proxy.",
+    ).or("plain"),
+    GATEWAY_HOST: plain(
+        "roundtripper: the host that all requests are for. Default: the Host header of each.",
+    ),
+    GATEWAY_TIMEOUT: plain(
+        "Time for the answer.",
+    ).or("30s"),
+    GATEWAY_MAX_BODY: plain(
+        "Maximum size of a body. Default: max_payload of the server.",
+    ),
+    GATEWAY_MAX_IN_FLIGHT: plain(
+        "Requests worked on at once; further ones are answered with 503.",
+    ).or("1024"),
+    GATEWAY_SECRET: secret(
+        "Bodies must be signed with this secret; several, separated by white space, while you \
+         rotate it.",
+    ),
+    GATEWAY_SIGNATURE: plain(
+        "How they are signed: standard (Standard Webhooks), github or stripe.",
+    ).or("standard"),
+    GATEWAY_TOKEN: secret(
+        "Requests must carry this bearer token, or one of several, separated by white space.",
+    ),
+    GATEWAY_HEADERS: secret(
+        "Headers added to each message: name=value,name=value with percent-encoded values.",
+    ),
+}
+
+variables! {
+    /// Those of `serve`, beside the ones that it shares with the relay.
+    SERVE_VARIABLES:
+    SERVE_DESTINATION: secret(
+        "Required. URL of the backend; path and query of a request are appended.",
+    ),
+    SERVE_SUBJECT_PREFIX: plain(
+        "Required for plain and nats-proxy. With api, it listens on api and api.>",
+    ),
+    SERVE_HOST: plain(
+        "Required for roundtripper. With weather.nats, it listens on \
+         nrt.requests.weather.nats.*",
+    ),
+    SERVE_FORMAT: plain(
+        "plain, roundtripper or nats-proxy.",
+    ).or("plain"),
+    SERVE_TIMEOUT: plain(
+        "Time for one call of the backend.",
+    ).or("30s"),
+    SERVE_MAX_IN_FLIGHT: plain(
+        "Requests worked on at once.",
+    ).or("1024"),
+    NATS_PREFIX: plain(
+        "roundtripper: first token of the subjects, for gateway and serve.",
+    ).or("nrt"),
+}
+
 /// A warning for each variable that is set, looks like one of ours and is none, with the nearest
 /// name.
 #[must_use]
@@ -251,8 +327,13 @@ pub fn unknown(environment: &Environment) -> Vec<String> {
 /// The part of `--help` that explains the variables.
 #[must_use]
 pub fn help() -> String {
+    help_of(VARIABLES)
+}
+
+/// The same of some variables.
+pub(crate) fn help_of(variables: &[Variable]) -> String {
     let mut text = String::from("Environment variables (also read from .env.local and .env):\n");
-    for Variable { name, aliases, default, secret, help } in VARIABLES {
+    for Variable { name, aliases, default, secret, help } in variables {
         text += &format!("\n  {name}");
         if let Some(default) = default {
             text += &format!(" [default: {default}]");

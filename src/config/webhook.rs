@@ -66,7 +66,7 @@ impl Reader<'_> {
         Some(destinations)
     }
 
-    fn proxy(&mut self, destination: &Destination) -> Option<Proxy> {
+    pub(super) fn proxy(&mut self, destination: &Destination) -> Option<Proxy> {
         let environment = self.environment;
         match Proxy::of(destination, |name| environment.get(name)) {
             Ok(proxy) => proxy,

@@ -10,7 +10,7 @@ use crate::webhook::destination::Destination;
 use crate::webhook::proxy::Proxy;
 use anyhow::Context;
 use reqwest::header::HeaderMap;
-use reqwest::{Client, Method, Request, Response, StatusCode};
+use reqwest::{Client, Method, Request, Response, StatusCode, Url};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio_util::bytes::{Bytes, BytesMut};
@@ -31,6 +31,9 @@ pub(crate) struct Endpoint {
 
 /// What is sent.
 pub(crate) struct Call {
+    pub(crate) method: Method,
+    /// Path and query after those of the destination; `None` for the destination itself.
+    pub(crate) target: Option<String>,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
     /// From connecting to the end of the answer.
@@ -44,8 +47,21 @@ pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     /// The start of the body, where it was to be kept.
-    #[allow(dead_code, reason = "the webhook needs the status only; tests see the body")]
     pub(crate) body: Bytes,
+    pub(crate) end: End,
+}
+
+/// How a body ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// All of it is there, or was not to be kept.
+    Whole,
+    /// It has more bytes than were to be kept.
+    TooLarge,
+    /// The connection broke.
+    Broken,
+    /// Its time was over.
+    Late,
 }
 
 /// Why nothing came back.
@@ -54,6 +70,7 @@ pub(crate) struct Unanswered {
     pub(crate) error: String,
     /// What this machine was out of, so that there was no call at all.
     pub(crate) shortage: Option<&'static str>,
+    pub(crate) is_timeout: bool,
 }
 
 impl Endpoint {
@@ -85,8 +102,9 @@ impl Endpoint {
     /// Makes one call. The answer is its status: what happens to the body after that changes
     /// nothing, not even the end of the time.
     pub(crate) async fn send(&self, call: Call) -> Result<Answer, Unanswered> {
-        let Call { mut headers, body, timeout, keep } = call;
-        let mut request = Request::new(Method::POST, self.template.url().clone());
+        let Call { method, target, mut headers, body, timeout, keep } = call;
+        let url = target.map_or_else(|| self.template.url().clone(), |target| self.url(&target));
+        let mut request = Request::new(method, url);
         // What the operator fixed wins.
         replace(&mut headers, self.template.headers());
         *request.headers_mut() = headers;
@@ -98,16 +116,18 @@ impl Endpoint {
                 Err(error) => {
                     let shortage = client::shortage(&error, &self.destination);
                     let error = client::explain(&error, &self.destination, self.proxy.as_ref());
-                    result = Some(Err(Unanswered { error, shortage }));
+                    let is_timeout = false;
+                    result = Some(Err(Unanswered { error, shortage, is_timeout }));
                 }
                 Ok(mut response) => {
                     let headers = std::mem::take(response.headers_mut());
                     let status = response.status();
-                    result = Some(Ok(Answer { status, headers, body: Bytes::new() }));
-                    let kept = read(&mut response, keep).await;
+                    let (body, end) = (Bytes::new(), End::Late);
+                    result = Some(Ok(Answer { status, headers, body, end }));
+                    let (body, end) = read(&mut response, keep).await;
                     result = result
                         .take()
-                        .map(|result| result.map(|answer| Answer { body: kept, ..answer }));
+                        .map(|result| result.map(|answer| Answer { body, end, ..answer }));
                 }
             }
         };
@@ -115,8 +135,21 @@ impl Endpoint {
         result.unwrap_or_else(|| {
             self.distrust(number);
             let limit = humantime::format_duration(timeout);
-            Err(Unanswered { error: format!("no answer within {limit}"), shortage: None })
+            let error = format!("no answer within {limit}");
+            Err(Unanswered { error, shortage: None, is_timeout: true })
         })
+    }
+
+    /// The URL of a path and query below that of the destination.
+    fn url(&self, target: &str) -> Url {
+        let mut url = self.template.url().clone();
+        let (path, query) = match target.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (target, None),
+        };
+        url.set_path(&[url.path().trim_end_matches('/'), path].concat());
+        url.set_query(query);
+        url
     }
 
     /// The connection of client `number` may have gone silent: later calls use others. Those that
@@ -137,17 +170,23 @@ impl Endpoint {
 }
 
 /// Reads a body to its end, or until it is larger than what may be read; returns its start.
-async fn read(response: &mut Response, keep: usize) -> Bytes {
+async fn read(response: &mut Response, keep: usize) -> (Bytes, End) {
     let (mut kept, mut read) = (BytesMut::new(), 0);
-    while let Ok(Some(chunk)) = response.chunk().await {
-        let room = keep - kept.len();
-        kept.extend_from_slice(chunk.get(..room).unwrap_or(&chunk));
-        read += chunk.len();
-        if read > keep.max(BODY_CAP) {
-            break;
+    loop {
+        match response.chunk().await {
+            Ok(Some(chunk)) => {
+                let room = keep - kept.len();
+                kept.extend_from_slice(chunk.get(..room).unwrap_or(&chunk));
+                read += chunk.len();
+                if read > keep.max(BODY_CAP) {
+                    return (kept.freeze(), End::TooLarge);
+                }
+            }
+            Ok(None) if read > keep => return (kept.freeze(), End::TooLarge),
+            Ok(None) => return (kept.freeze(), End::Whole),
+            Err(_) => return (kept.freeze(), End::Broken),
         }
     }
-    kept.freeze()
 }
 
 /// Puts all of `winners` into `headers`, in the place of those of the same name.

@@ -1,0 +1,291 @@
+//! HTTP to NATS: each request becomes a message, and the reply, the server's confirmation or a
+//! stream's acknowledgement its answer.
+//!
+//! Nothing is retried: the client that asked is there to do that, and a client that goes away
+//! cancels its request. What an answer of 202 says has been confirmed.
+
+pub mod auth;
+mod refusal;
+pub(crate) mod server;
+
+use crate::exchange::{self, Format, Malformed, Parcel, Request, Response, path};
+use crate::gateway::auth::{Token, Verifier};
+use crate::gateway::refusal::Refusal;
+use crate::message::Outbound;
+use crate::nats::link::Link;
+use crate::nats::publisher::Publisher;
+use crate::subject::{MAX_SUBJECT_BYTES, Prefix};
+use async_nats::{HeaderMap, RequestErrorKind};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::{Body, Incoming};
+use reqwest::header::{CONTENT_LENGTH, HOST, HeaderValue};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+use tokio_util::bytes::Bytes;
+
+pub(crate) const LISTEN: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
+/// Time for an answer, and requests at once, unless something else is said.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const MAX_IN_FLIGHT: usize = 1024;
+
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) listen: SocketAddr,
+    pub(crate) to: To,
+    pub(crate) answer: Answer,
+    pub(crate) format: Format,
+    pub(crate) timeout: Duration,
+    /// Bytes of a body; by default what the server takes in one message.
+    pub(crate) max_body: Option<usize>,
+    pub(crate) max_in_flight: usize,
+    /// How bodies must be signed.
+    pub(crate) verifier: Option<Verifier>,
+    /// One of these must come with each request, where there are some.
+    pub(crate) tokens: Vec<Token>,
+    /// Added to each message.
+    pub(crate) headers: HeaderMap,
+}
+
+/// Where messages go.
+#[derive(Debug, Clone)]
+pub(crate) enum To {
+    /// Below a prefix, by the path.
+    Prefix(Prefix),
+    /// To one subject, whatever the path.
+    Subject(String),
+    /// By the host, in the format of nats-roundtripper, below this token; or always to one host.
+    Host { prefix: String, fixed: Option<String> },
+}
+
+/// What answers a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// The reply to the message.
+    Reply,
+    /// 202, once the server has the message.
+    Sent,
+    /// 202, once a stream has stored it.
+    Stored,
+}
+
+/// Shared by all connections.
+pub(crate) struct Gateway {
+    settings: Settings,
+    link: Link,
+    publisher: Publisher,
+    limit: Arc<Semaphore>,
+}
+
+impl Gateway {
+    pub(crate) fn new(settings: Settings, link: &Link, publisher: Publisher) -> Self {
+        let limit = Arc::new(Semaphore::new(settings.max_in_flight));
+        Self { settings, link: link.clone(), publisher, limit }
+    }
+
+    /// The response to a request from `peer`.
+    async fn respond(&self, request: hyper::Request<Incoming>, peer: SocketAddr) -> Response {
+        match self.exchange(request, peer).await {
+            Ok(response) => response,
+            Err(refusal) => refusal.response(self.settings.format),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        request: hyper::Request<Incoming>,
+        peer: SocketAddr,
+    ) -> Result<Response, Refusal> {
+        let deadline = Instant::now() + self.settings.timeout;
+        let _working = self.admit(&request)?;
+        let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
+        let target = target.to_owned();
+        let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
+        let host = host.or(request.uri().host()).unwrap_or_default().to_owned();
+        // What is refused by its path is refused before its body is read.
+        let subject = self.subject(&target, &host)?;
+        let (parts, body) = request.into_parts();
+        let limit = self.body_limit()?;
+        let body = tokio::time::timeout_at(deadline, read(body, &parts.headers, limit));
+        let body = body.await.map_err(|_| Refusal::late_body())??;
+        if let Some(verifier) = &self.settings.verifier
+            && !verifier.accepts(&parts.headers, &body, SystemTime::now())
+        {
+            return Err(Refusal::unsigned());
+        }
+        let mut headers = parts.headers;
+        forwarded(&mut headers, peer, &host);
+        let id = message_id(&headers, &body);
+        let request = Request { method: parts.method, target, headers, body };
+        let message = self.message(request, subject, &host, id)?;
+        self.answer(message, deadline).await
+    }
+
+    /// A place among the requests at once, for a client that may have one.
+    fn admit(&self, request: &hyper::Request<Incoming>) -> Result<OwnedSemaphorePermit, Refusal> {
+        let tokens = &self.settings.tokens;
+        if !tokens.is_empty() && !Token::is_in(tokens, request.headers()) {
+            return Err(Refusal::no_token());
+        }
+        self.limit.clone().try_acquire_owned().map_err(|_| Refusal::busy())
+    }
+
+    /// Where the message for a request goes; without its method, which some formats add.
+    fn subject(&self, target: &str, host: &str) -> Result<String, Refusal> {
+        let subject = match &self.settings.to {
+            To::Subject(subject) => subject.clone(),
+            To::Host { prefix, fixed } => {
+                let host = fixed.as_deref().unwrap_or(host);
+                exchange::roundtripper::subjects(prefix, &exchange::roundtripper::host(host)?)
+            }
+            To::Prefix(prefix) => {
+                let tokens = match self.settings.format {
+                    Format::NatsProxy => path::to_literal_tokens(target)?,
+                    _ => path::to_tokens(target)?,
+                };
+                match tokens.is_empty() {
+                    true => prefix.to_string(),
+                    false => prefix.subject(&tokens),
+                }
+            }
+        };
+        // Room for a method.
+        if subject.len() + 32 > MAX_SUBJECT_BYTES {
+            return Err(Malformed::new("the path is too long for a subject").into());
+        }
+        Ok(subject)
+    }
+
+    fn body_limit(&self) -> Result<usize, Refusal> {
+        let server = self.link.connected_client().ok_or_else(Refusal::not_connected)?;
+        let server = server.1.max_payload();
+        Ok(self.settings.max_body.map_or(server, |limit| limit.min(server)))
+    }
+
+    fn message(
+        &self,
+        request: Request,
+        mut subject: String,
+        host: &str,
+        id: Option<String>,
+    ) -> Result<Outbound, Refusal> {
+        let parcel = match self.settings.format {
+            Format::Plain => exchange::plain::request(request)?,
+            Format::NatsProxy => exchange::nats_proxy::request(&request)?,
+            Format::Roundtripper => {
+                let host = match &self.settings.to {
+                    To::Host { fixed: Some(host), .. } => host,
+                    _ => host,
+                };
+                let host = exchange::roundtripper::host(host)?;
+                let (method, parcel) = exchange::roundtripper::request(&request, &host)?;
+                subject = format!("{subject}.{method}");
+                parcel
+            }
+        };
+        let Parcel { mut headers, payload } = parcel;
+        for (name, values) in self.settings.headers.iter() {
+            values.iter().for_each(|value| headers.append(name.clone(), value.clone()));
+        }
+        if self.settings.answer == Answer::Stored
+            && let Some(id) = id
+        {
+            headers.insert(async_nats::header::NATS_MESSAGE_ID, id);
+        }
+        let message = Outbound { subject: subject.into(), headers, payload };
+        let limit = self.link.max_payload();
+        if message.size() > limit {
+            return Err(Refusal::too_large(message.payload.len(), limit));
+        }
+        Ok(message)
+    }
+
+    async fn answer(&self, message: Outbound, deadline: Instant) -> Result<Response, Refusal> {
+        let within = deadline.saturating_duration_since(Instant::now());
+        match self.settings.answer {
+            Answer::Reply => self.reply(message, within).await,
+            Answer::Sent => {
+                self.publisher.send_once(message, within).await?;
+                Ok(refusal::accepted(None))
+            }
+            Answer::Stored => {
+                let stored = self.publisher.store_once(message, within).await?;
+                Ok(refusal::accepted(Some(stored)))
+            }
+        }
+    }
+
+    async fn reply(&self, message: Outbound, within: Duration) -> Result<Response, Refusal> {
+        let (_, client, _) = self.link.connected_client().ok_or_else(Refusal::not_connected)?;
+        let Outbound { subject, headers, payload } = message;
+        let request = async_nats::Request::new().headers(headers).payload(payload);
+        let request = request.timeout(Some(within));
+        let denied = self.link.publish_denied(&subject);
+        let reply = tokio::select! {
+            reply = client.send_request(subject.clone(), request) => reply,
+            () = denied => return Err(Refusal::denied()),
+        };
+        let reply = reply.map_err(|error| match error.kind() {
+            RequestErrorKind::TimedOut => Refusal::no_reply(),
+            RequestErrorKind::NoResponders => Refusal::no_responders(),
+            _ => Refusal::not_connected(),
+        })?;
+        let headers = reply.headers.as_ref();
+        let read = match self.settings.format {
+            Format::Plain => exchange::plain::read_response(headers, reply.payload),
+            Format::NatsProxy => exchange::nats_proxy::read_response(&reply.payload),
+            Format::Roundtripper => exchange::roundtripper::read_response(&reply.payload),
+        };
+        read.map_err(Refusal::bad_reply)
+    }
+}
+
+/// A body of at most `limit` bytes; a larger one is refused before it is read to its end.
+async fn read(
+    body: Incoming,
+    headers: &reqwest::header::HeaderMap,
+    limit: usize,
+) -> Result<Bytes, Refusal> {
+    let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    let announced: u64 = announced.unwrap_or(0).max(body.size_hint().lower());
+    if announced > limit as u64 {
+        return Err(Refusal::too_large(announced as usize, limit));
+    }
+    match Limited::new(body, limit).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => {
+            Err(Refusal::too_large(limit + 1, limit))
+        }
+        Err(_) => Err(Refusal::broken_body()),
+    }
+}
+
+/// Says where the request came from, after what proxies before us have said.
+fn forwarded(headers: &mut reqwest::header::HeaderMap, peer: SocketAddr, host: &str) {
+    let before = headers.get_all("x-forwarded-for").iter();
+    let mut hops: Vec<_> = before.filter_map(|hop| hop.to_str().ok()).map(str::to_owned).collect();
+    hops.push(peer.ip().to_canonical().to_string());
+    if let Ok(hops) = HeaderValue::from_str(&hops.join(", ")) {
+        headers.insert("x-forwarded-for", hops);
+    }
+    if let Ok(host) = HeaderValue::from_str(host) {
+        headers.entry("x-forwarded-host").or_insert(host);
+    }
+    headers.entry("x-forwarded-proto").or_insert(HeaderValue::from_static("http"));
+}
+
+/// The sender's own id of what it delivers, the same when it delivers it again.
+fn message_id(headers: &reqwest::header::HeaderMap, body: &[u8]) -> Option<String> {
+    let named = ["webhook-id", "idempotency-key", "x-github-delivery"];
+    let named = named.iter().find_map(|name| headers.get(*name)?.to_str().ok());
+    if let Some(id) = named {
+        return Some(id.to_owned());
+    }
+    // Stripe has its id in the body.
+    headers.get("stripe-signature")?;
+    let event: serde_json::Value = serde_json::from_slice(body).ok()?;
+    Some(event.get("id")?.as_str()?.to_owned())
+}

@@ -1,0 +1,265 @@
+//! NATS to HTTP: a NATS service (ADR-32) in front of an HTTP backend.
+//!
+//! Each request is one call of the backend, many at once. Redirects and compressed bodies are
+//! passed on as they are, and nothing is retried: whoever asked is there to do that.
+
+use crate::exchange::{
+    Format, Malformed, Parcel, Request, Response, nats_proxy, path, plain, roundtripper,
+};
+use crate::nats::link::Link;
+use crate::subject::Prefix;
+use crate::webhook::endpoint::{Answer, Call, End, Endpoint};
+use anyhow::anyhow;
+use async_nats::service::{self, ServiceExt};
+use async_nats::{Client, ServerInfo};
+use futures_util::StreamExt;
+use futures_util::stream::SelectAll;
+use reqwest::StatusCode;
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio_util::bytes::Bytes;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, info};
+
+/// Time for an answer of the backend, and requests at once, unless something else is said.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const MAX_IN_FLIGHT: usize = 1024;
+/// For each request that is worked on, so many may wait.
+const WAITING: usize = 8;
+/// What one reply may need beside its headers and payload.
+const OVERHEAD: usize = 1024;
+
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) from: From,
+    pub(crate) format: Format,
+    pub(crate) queue_group: String,
+    pub(crate) timeout: Duration,
+    pub(crate) max_in_flight: usize,
+}
+
+/// Where requests come from.
+#[derive(Debug, Clone)]
+pub(crate) enum From {
+    /// The prefix itself and everything below it.
+    Prefix(Prefix),
+    /// A host of the format of nats-roundtripper, below this token.
+    Host { prefix: String, host: String },
+}
+
+/// The backend, and what calling it needs.
+struct Backend {
+    settings: Settings,
+    endpoint: Endpoint,
+    /// Of those that are worked on.
+    limit: Semaphore,
+    /// Of those that are worked on or wait.
+    waiting: Arc<Semaphore>,
+}
+
+/// Serves until `stop` resolves, then finishes what is under way within `grace`. Returns whether
+/// all of it was finished.
+///
+/// # Errors
+/// When the user may not subscribe, or there is no connection any more.
+pub(crate) async fn run(
+    settings: Settings,
+    endpoint: Endpoint,
+    link: &Link,
+    stop: impl Future<Output = ()>,
+    grace: Duration,
+) -> anyhow::Result<bool> {
+    let most = settings.max_in_flight;
+    let backend = Arc::new(Backend {
+        endpoint,
+        limit: Semaphore::new(most),
+        waiting: Arc::new(Semaphore::new(most.saturating_mul(WAITING))),
+        settings,
+    });
+    let tasks = TaskTracker::new();
+    let mut stop = std::pin::pin!(stop);
+    let (mut number, mut client) = link.client().await;
+    loop {
+        let (service, mut requests) = backend.listen(&client).await?;
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut stop => {
+                    let _ = service.stop().await;
+                    while let Some(Some(request)) = drained(&mut requests).await {
+                        backend.take(request, &client, &tasks);
+                    }
+                    tasks.close();
+                    return Ok(tokio::time::timeout(grace, tasks.wait()).await.is_ok());
+                }
+                request = requests.next() => match request {
+                    Some(request) => backend.take(request, &client, &tasks),
+                    None => break,
+                },
+            }
+        }
+        let next = link.client_after(number).await;
+        (number, client) = next.ok_or_else(|| anyhow!("there is no connection to NATS"))?;
+    }
+}
+
+/// What has arrived before the service stopped; `None` when that was all.
+async fn drained(requests: &mut SelectAll<service::endpoint::Endpoint>) -> Option<Option<service::Request>> {
+    tokio::time::timeout(Duration::from_millis(100), requests.next()).await.ok()
+}
+
+impl Backend {
+    /// Subscribes, so that `nats micro ls` shows the service.
+    async fn listen(
+        &self,
+        client: &Client,
+    ) -> anyhow::Result<(service::Service, SelectAll<service::endpoint::Endpoint>)> {
+        let Settings { from, queue_group, .. } = &self.settings;
+        let subjects = match from {
+            From::Prefix(prefix) => vec![prefix.to_string(), prefix.wildcard()],
+            From::Host { prefix, host } => vec![format!("{}.*", roundtripper::subjects(prefix, host))],
+        };
+        let service = client
+            .service_builder()
+            .description("an HTTP backend behind nats-webhook-relay serve")
+            .queue_group(queue_group)
+            .start("nats-webhook-relay-serve", env!("CARGO_PKG_VERSION"))
+            .await
+            .map_err(|error| anyhow!("cannot start the service: {error}"))?;
+        let mut requests = SelectAll::new();
+        for (index, subject) in subjects.iter().enumerate() {
+            let endpoint = service.endpoint_builder().name(format!("http-{index}"));
+            let endpoint = endpoint.add(subject).await;
+            requests.push(endpoint.map_err(|error| anyhow!("cannot listen on {subject}: {error}"))?);
+        }
+        Ok((service, requests))
+    }
+
+    /// Works on a request beside others.
+    fn take(self: &Arc<Self>, request: service::Request, client: &Client, tasks: &TaskTracker) {
+        let (backend, client) = (self.clone(), client.clone());
+        let place = self.waiting.clone().try_acquire_owned();
+        tasks.spawn(async move {
+            let response = match place {
+                Ok(_place) => {
+                    let _working = backend.limit.acquire().await;
+                    backend.respond(&request, client.max_payload()).await
+                }
+                Err(_) => busy(),
+            };
+            backend.reply(&request, response, &client).await;
+        });
+    }
+
+    async fn respond(&self, request: &service::Request, limit: usize) -> Response {
+        let message = &request.message;
+        let read = match &self.settings.format {
+            Format::Roundtripper => roundtripper::read_request(&message.payload),
+            Format::Plain => plain::read_request(
+                self.tokens(&message.subject),
+                message.headers.as_ref(),
+                message.payload.clone(),
+            ),
+            Format::NatsProxy => {
+                nats_proxy::read_request(self.tokens(&message.subject), &message.payload)
+            }
+        };
+        let read = read.and_then(|request| path::to_tokens(&request.target).map(|_| request));
+        match read {
+            Ok(request) => self.call(request, limit).await,
+            Err(malformed) => said(StatusCode::BAD_REQUEST, &malformed.0),
+        }
+    }
+
+    /// What of a subject is below the prefix.
+    fn tokens<'a>(&self, subject: &'a str) -> &'a str {
+        match &self.settings.from {
+            From::Prefix(prefix) => prefix.tail(subject).unwrap_or_default(),
+            From::Host { .. } => "",
+        }
+    }
+
+    async fn call(&self, request: Request, keep: usize) -> Response {
+        let Request { method, target, headers, body } = request;
+        let timeout = self.settings.timeout;
+        let call = Call { method, target: Some(target), headers, body, timeout, keep };
+        match self.endpoint.send(call).await {
+            Ok(Answer { end: End::TooLarge, .. }) => said(
+                StatusCode::BAD_GATEWAY,
+                &format!("the answer of the backend is larger than NATS takes ({keep} bytes)"),
+            ),
+            Ok(Answer { end: End::Broken, .. }) => {
+                said(StatusCode::BAD_GATEWAY, "the answer of the backend broke off")
+            }
+            Ok(Answer { end: End::Late, .. }) => {
+                said(StatusCode::GATEWAY_TIMEOUT, "the answer of the backend did not end in time")
+            }
+            Ok(Answer { status, headers, body, .. }) => {
+                // Without what belongs to the hop between us and the backend.
+                let headers = crate::exchange::fields::end_to_end(&headers);
+                Response { status, headers, body }
+            }
+            Err(unanswered) if unanswered.is_timeout => {
+                said(StatusCode::GATEWAY_TIMEOUT, &unanswered.error)
+            }
+            Err(unanswered) => said(StatusCode::BAD_GATEWAY, &unanswered.error),
+        }
+    }
+
+    async fn reply(&self, request: &service::Request, response: Response, client: &Client) {
+        let server = client.server_info();
+        let limit = server.max_payload.saturating_sub(OVERHEAD);
+        let (size, status) = (response.body.len(), response.status);
+        let parcel = self.parcel(response, &server).ok().filter(|parcel| {
+            crate::headers::wire_size(&parcel.headers) + parcel.payload.len() <= limit
+        });
+        let Parcel { headers, payload } = parcel.unwrap_or_else(|| {
+            let text = format!("the answer of {size} bytes is larger than NATS takes ({limit})");
+            self.parcel(said(StatusCode::BAD_GATEWAY, &text), &server).unwrap_or_default()
+        });
+        let subject = &request.message.subject;
+        info!(%subject, status = status.as_u16(), bytes = size, "served");
+        // It fails only when the client has ended, or nobody waits.
+        if let Err(error) = request.respond_with_headers(Ok(payload), headers).await {
+            debug!(%subject, %error, "a reply was not sent");
+        }
+    }
+
+    fn parcel(&self, mut response: Response, server: &ServerInfo) -> Result<Parcel, Malformed> {
+        match self.settings.format {
+            Format::Plain => plain::response(response),
+            Format::NatsProxy => nats_proxy::response(&response).map(|parcel| parcel),
+            Format::Roundtripper => {
+                let id: String = std::iter::repeat_with(fastrand::alphanumeric).take(22).collect();
+                let client = server.client_id.to_string();
+                let cluster = server.cluster.clone();
+                for (name, value) in [
+                    ("nrt-id", Some(id)),
+                    ("nrt-connected-server", Some(server.server_name.clone())),
+                    ("nrt-client", Some(client)),
+                    ("nrt-connected-cluster", cluster),
+                ] {
+                    if let Some(value) = value.and_then(|value| HeaderValue::from_str(&value).ok()) {
+                        response.headers.insert(name, value);
+                    }
+                }
+                Ok(roundtripper::response(&response))
+            }
+        }
+    }
+}
+
+/// An answer that this program gives in the place of the backend.
+fn said(status: StatusCode, text: &str) -> Response {
+    let mut headers = HeaderMap::new();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    Response { status, headers, body: Bytes::from(format!("{text}\n")) }
+}
+
+fn busy() -> Response {
+    let mut response = said(StatusCode::SERVICE_UNAVAILABLE, "too many requests are under way");
+    response.headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    response
+}
