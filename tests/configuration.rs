@@ -178,7 +178,7 @@ fn no_secret_is_shown_whatever_is_wrong_with_it() {
 }
 
 #[test]
-fn a_secret_that_is_right_is_not_shown_either_when_nats_can_not_be_reached() {
+fn a_secret_that_is_right_is_not_shown_either_when_nats_cannot_be_reached() {
     let variables = good(&[
         ("WEBHOOK_DESTINATION", "http://u:hunter2@127.0.0.1:1/?secret=hunter2"),
         ("NATS_HOST", "nats://relay:hunter2@127.0.0.1:1,ws://hunter2@127.0.0.1:1"),

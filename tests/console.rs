@@ -601,7 +601,7 @@ async fn warn_silences_what_goes_well() {
 }
 
 #[tokio::test]
-async fn subjects_can_not_write_to_the_terminal() {
+async fn subjects_cannot_write_to_the_terminal() {
     const SUBJECT: &str = "cms.cache.\x1b[2J\x1b]0;title\x07\u{9b}31m.42";
     for format in ["pretty", "compact", "json"] {
         let nats = NatsServer::start();
