@@ -118,6 +118,6 @@ async fn a_supervisor_that_cannot_be_told_is_no_reason_to_stop() {
     let nats = NatsServer::start();
     let mut relay =
         Relay::start(&nats.url(), "http://127.0.0.1:9/", &[("NOTIFY_SOCKET", "/none/here")]).await;
-    relay.logged("systemd could not be told").await;
+    relay.logged("could not notify systemd").await;
     assert!(relay.stop().await.success());
 }
