@@ -262,7 +262,8 @@ fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
                 Some(first) => drop(first.send(())),
                 None => {
                     error!(
-                        "stopped immediately by a second signal; messages being worked on are not relayed"
+                        "stopped immediately by a second signal; messages being worked on are not \
+                         relayed"
                     );
                     log::end();
                     std::process::exit(1);
