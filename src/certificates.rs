@@ -1,7 +1,8 @@
 //! Certificates and private keys in PEM files: whom to trust, and what to identify with.
 //!
 //! They are read at start, where a mistake can be told in a line; those for NATS only to see
-//! that they are good, because its client reads them again for each connection. No key can be printed.
+//! that they are good, because its client reads them again for each connection. No key can be
+//! printed.
 
 use async_nats::rustls::crypto::ring;
 use async_nats::rustls::pki_types::pem::{self, PemObject};
@@ -36,13 +37,13 @@ impl fmt::Debug for Certificates {
 /// The authorities of a file.
 ///
 /// # Errors
-/// Why they can not be used.
+/// Why they cannot be used.
 pub(crate) fn authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let certificates = certificates(path)?;
     let mut store = RootCertStore::empty();
     for (index, certificate) in certificates.iter().enumerate() {
         store.add(certificate.clone()).map_err(|error| {
-            format!("certificate {} in {} can not be used: {error}", index + 1, path.display())
+            format!("certificate {} in {} cannot be used: {error}", index + 1, path.display())
         })?;
     }
     Ok(certificates)
@@ -51,7 +52,7 @@ pub(crate) fn authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>, S
 /// The certificates of a file, as they are shown to a server.
 ///
 /// # Errors
-/// Why they can not be used.
+/// Why they cannot be used.
 pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let text =
         std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
@@ -69,15 +70,22 @@ pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, 
 /// The private key of a file. Its path is in no error, for it could be a misplaced key.
 ///
 /// # Errors
-/// Why it can not be used.
+/// Why it cannot be used.
 pub(crate) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
     let text = std::fs::read(path)
         .map_err(|error| format!("cannot read the file that it names: {error}"))?;
     PrivateKeyDer::from_pem_slice(&text).map_err(|error| match error {
-        pem::Error::NoItemsFound if String::from_utf8_lossy(&text).contains("ENCRYPTED PRIVATE KEY") => {
+        pem::Error::NoItemsFound
+            if String::from_utf8_lossy(&text).contains(
+                "ENCRYPTED PRIVATE \
+         KEY",
+            ) =>
+        {
             "the private key is encrypted; expected one without a password".to_owned()
         }
-        pem::Error::NoItemsFound => "the file has no private key; expected PEM, which begins with -----BEGIN PRIVATE KEY-----".to_owned(),
+        pem::Error::NoItemsFound => "the file has no private key; expected PEM, which begins with \
+         -----BEGIN PRIVATE KEY-----"
+            .to_owned(),
         _ => "the file is not PEM: the private key in it is cut off or damaged".to_owned(),
     })
 }
@@ -95,7 +103,7 @@ pub(crate) fn identity(
         Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => {
             Err("the private key is not that of the first certificate".to_owned())
         }
-        Err(error) => Err(format!("certificate and private key can not be used: {error}")),
+        Err(error) => Err(format!("certificate and private key cannot be used: {error}")),
     }
 }
 

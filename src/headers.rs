@@ -82,8 +82,10 @@ const DENIED: [&str; 6] = [
 ];
 const DENIED_PREFIXES: [&str; 3] = ["nats-", "relay-", "webhook-"];
 
-/// By these a reverse proxy says where a call came from (RFC 7239 and what was there before it), what its method and path
-/// were, and Next.js that its middleware has run. Frontends believe them, and take ours for a proxy's.
+/// By these a reverse proxy says where a call came from (RFC 7239 and what was there before it),
+/// what its method and path
+/// were, and Next.js that its middleware has run. Frontends believe them, and take ours for a
+/// proxy's.
 const PROXY: [&str; 6] = [
     "forwarded",
     "x-http-method",
@@ -249,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_can_not_frame_the_call_nor_speak_for_the_relay() {
+    fn a_message_cannot_frame_the_call_nor_speak_for_the_relay() {
         let denied = [
             "Connection",
             "Content-Length",

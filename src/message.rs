@@ -87,7 +87,8 @@ impl Id {
     }
 
     /// The identity of a message in a stream for one `relay` (see [`relay_of`]): the same each time
-    /// that it is delivered, and another one in a stream that has taken the name of one that was removed.
+    /// that it is delivered, and another one in a stream that has taken the name of one that was
+    /// removed.
     #[must_use]
     pub(crate) fn stored(stream: &str, sequence: u64, stored_ns: i128, relay: &str) -> Self {
         Self(format!("msg_{stream}_{sequence}_{stored_ns:x}_{relay}"))

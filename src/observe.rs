@@ -12,10 +12,12 @@ mod metrics;
 pub(crate) mod monitor;
 pub(crate) mod supervisor;
 
+use crate::message::Message;
 use crate::observe::event::Event;
 use crate::observe::metrics::Metrics;
 use crate::pending::Pending;
 use std::sync::Arc;
+use tracing::{Span, info_span};
 
 /// What is called for each event, after it was counted and logged.
 pub(crate) type Listener = Box<dyn Fn(&Event<'_>) + Send + Sync>;
@@ -40,6 +42,12 @@ impl Observer {
         self.0.metrics.count(event);
         entries::write(event);
         self.0.listeners.iter().for_each(|listener| listener(event));
+    }
+
+    /// The span around the work on a message, by which lines of libraries and plugins belong to it.
+    pub(crate) fn span(&self, message: &Message) -> Span {
+        let Message { subject, id, .. } = message;
+        info_span!(target: entries::name::MESSAGE, "message", %subject, %id)
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {

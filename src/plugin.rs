@@ -2,7 +2,8 @@
 //!
 //! Owns the chain of hooks that every message passes before its webhook is called, and checks
 //! all that comes out of it. A message whose hooks did not all succeed has no effect. Which
-//! components make up the chain can change while the relay runs; a message keeps the chain it began with.
+//! components make up the chain can change while the relay runs; a message keeps the chain it began
+//! with.
 
 mod bindings;
 pub(crate) mod chain;
@@ -43,7 +44,7 @@ impl Plugins {
     /// Loads all plugins of `config`; `None` when there are none.
     ///
     /// # Errors
-    /// What is wrong with each of those that can not be used.
+    /// What is wrong with each of those that cannot be used.
     pub async fn load(config: &Settings, observer: &Observer) -> anyhow::Result<Option<Self>> {
         if config.paths.is_empty() {
             return Ok(None);

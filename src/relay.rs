@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, info_span};
+use tracing::Instrument;
 
 /// Messages worked on at once unless something else is said.
 pub(crate) const MAX_IN_FLIGHT: usize = 128;
@@ -117,7 +117,7 @@ impl Relay {
             tokio::spawn(async move {
                 let mut next = Some(first);
                 while let Some(message) = next {
-                    let span = info_span!("message", subject = %message.subject, id = %message.id);
+                    let span = relay.observer.span(&message);
                     let work = std::pin::pin!(relay.work(&message).instrument(span));
                     if relay.halt.run_until_cancelled(work).await.is_none() {
                         return;

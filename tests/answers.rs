@@ -1,4 +1,4 @@
-//! What an endpoint's answer can not do to the relay: take its memory, or its time beyond
+//! What an endpoint's answer cannot do to the relay: take its memory, or its time beyond
 //! `WEBHOOK_TIMEOUT`. A message is accepted or not by the status, whatever comes after it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 

@@ -178,7 +178,7 @@ fn no_secret_is_shown_whatever_is_wrong_with_it() {
 }
 
 #[test]
-fn a_secret_that_is_right_is_not_shown_either_when_nats_can_not_be_reached() {
+fn a_secret_that_is_right_is_not_shown_either_when_nats_cannot_be_reached() {
     let variables = good(&[
         ("WEBHOOK_DESTINATION", "http://u:hunter2@127.0.0.1:1/?secret=hunter2"),
         ("NATS_HOST", "nats://relay:hunter2@127.0.0.1:1,ws://hunter2@127.0.0.1:1"),
@@ -494,9 +494,9 @@ fn is_required(variable: &Variable) -> bool {
 }
 
 #[test]
-fn the_readme_lists_every_variable_with_its_default_and_no_other() {
-    let readme = read("README.md");
-    let table = readme.split("| Variable | Default |").nth(1).expect("the table of variables");
+fn the_documents_list_every_variable_with_its_default_and_no_other() {
+    let document = read("docs/configuration.md");
+    let table = document.split("| Variable | Default |").nth(1).expect("the table of variables");
     let rows: Vec<Vec<&str>> = table
         .lines()
         .skip(2)
@@ -506,7 +506,7 @@ fn the_readme_lists_every_variable_with_its_default_and_no_other() {
     let cell = |name: &str| {
         rows.iter()
             .find(|row| row[0] == format!("`{name}`"))
-            .unwrap_or_else(|| panic!("{name} is not in README.md"))
+            .unwrap_or_else(|| panic!("{name} is not in docs/configuration.md"))
     };
     for variable in VARIABLES {
         let row = cell(variable.name);
@@ -520,11 +520,18 @@ fn the_readme_lists_every_variable_with_its_default_and_no_other() {
             ),
         }
         for alias in variable.aliases {
-            assert!(row[2].contains(&format!("`{alias}`")), "README.md does not name {alias}");
+            assert!(
+                row[2].contains(&format!("`{alias}`")),
+                "docs/configuration.md does not name {alias}"
+            );
         }
         assert!(row[2].len() > 10, "{} is not explained", variable.name);
     }
-    assert_eq!(rows.len(), VARIABLES.len(), "README.md lists what is no variable: {rows:?}");
+    assert_eq!(
+        rows.len(),
+        VARIABLES.len(),
+        "docs/configuration.md lists what is no variable: {rows:?}"
+    );
 }
 
 /// The lines of `.env.example` that set a variable: whether commented out, the name, the value.

@@ -286,7 +286,7 @@ async fn metrics(relay: &Relay) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn the_readme_lists_the_metrics_that_there_are() {
+async fn the_documents_list_the_metrics_that_there_are() {
     let nats = NatsServer::start();
     // A kind of failure is there at the latest when it has happened.
     let variables = [("HTTP_LISTEN", "127.0.0.1:0"), ("WEBHOOK_MAX_ATTEMPTS", "1")];
@@ -302,9 +302,10 @@ async fn the_readme_lists_the_metrics_that_there_are() {
         .filter_map(|line| line.strip_prefix("# TYPE nats_webhook_relay_")?.split(' ').next())
         .collect();
 
-    let readme =
-        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    let table = readme
+    let document =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md"))
+            .unwrap();
+    let table = document
         .split("with the prefix `nats_webhook_relay_` |")
         .nth(1)
         .expect("the table of metrics");
@@ -601,7 +602,7 @@ async fn warn_silences_what_goes_well() {
 }
 
 #[tokio::test]
-async fn subjects_can_not_write_to_the_terminal() {
+async fn subjects_cannot_write_to_the_terminal() {
     const SUBJECT: &str = "cms.cache.\x1b[2J\x1b]0;title\x07\u{9b}31m.42";
     for format in ["pretty", "compact", "json"] {
         let nats = NatsServer::start();

@@ -227,7 +227,7 @@ async fn what_a_server_could_take_for_the_relays_own_header_does_not_travel() {
 }
 
 #[tokio::test]
-async fn a_failed_message_can_not_forge_the_reasons_of_its_failure() {
+async fn a_failed_message_cannot_forge_the_reasons_of_its_failure() {
     let endpoint = Endpoint::start(|_| Reply::status(400)).await;
     let mut setup = Setup::start(&endpoint.url(), &[]).await;
     let forged = [
@@ -551,7 +551,7 @@ async fn any_subject_that_the_server_takes_is_relayed() {
 }
 
 #[tokio::test]
-async fn a_message_that_the_nats_client_can_not_read_is_a_gap_that_the_relay_survives() {
+async fn a_message_that_the_nats_client_cannot_read_is_a_gap_that_the_relay_survives() {
     let endpoint = Endpoint::ok().await;
     let mut setup = Setup::start(&endpoint.url(), &[]).await;
     // What the server lets through and async-nats does not: it ends the connection.

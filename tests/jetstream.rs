@@ -129,7 +129,7 @@ async fn a_missing_stream_is_made_where_that_is_wanted_and_a_second_start_leaves
 }
 
 #[tokio::test]
-async fn a_start_that_can_not_succeed_ends_with_one_error_and_the_command_that_mends_it() {
+async fn a_start_that_cannot_succeed_ends_with_one_error_and_the_command_that_mends_it() {
     let accounts = "accounts { \
         JS { jetstream: enabled, users: [ { user: admin, password: pw } ] }, \
         NONE { users: [ { user: relay, password: pw } ] } }";

@@ -478,7 +478,7 @@ fn new_writes_a_project_with_the_wit_inside() {
 }
 
 #[test]
-fn new_refuses_what_it_can_not_name_or_would_overwrite() {
+fn new_refuses_what_it_cannot_name_or_would_overwrite() {
     let here = TempDir::new().unwrap();
     for name in [
         "",

@@ -568,7 +568,7 @@ async fn what_no_hook_may_return_fails_the_message() {
 }
 
 #[tokio::test]
-async fn a_relayed_subject_that_can_not_be_published_is_the_plugins_failure() {
+async fn a_relayed_subject_that_cannot_be_published_is_the_plugins_failure() {
     let bad = [Bad::new(SUBJECT, "long", text("a".repeat(5000)), "output", " bytes")];
     fail(&bad, &on_demand(&bad), &[]).await;
 }
@@ -850,6 +850,37 @@ async fn a_plugin_that_traps_on_every_tenth_message_fails_exactly_those() {
 // ---- Output ------------------------------------------------------------------------------
 
 #[tokio::test]
+async fn a_trap_carries_what_the_guest_said_last_on_standard_error() {
+    let said = "begun\n\nthread panicked at src/lib.rs:10:5:\nhunter2 is no article\n    at f (x.js)\n\
+                note: run with RUST_BACKTRACE=1\n";
+    // Of the first message; the second one says nothing.
+    let complain =
+        format!("(if (local.get $payload_len) (then (call $complain {})))", quoted(said));
+    let folder = Folder::with(&[("panics", &Component::with(BODY, &(complain + TRAP)))]);
+    let endpoint = Endpoint::ok().await;
+    let variables = [("PLUGIN_PANICS_SECRET", "hunter2")];
+    let mut setup = Setup::with_plugins(&endpoint.url(), &folder.all(), &variables).await;
+    for (payload, expected) in
+        [("x", "begun thread panicked at src/lib.rs:10:5: *** is no article"), ("", "")]
+    {
+        setup.publish("cms.cache.a", payload).await;
+        let letter = setup.failed().await;
+        let error = header(&letter, "Relay-Error");
+        assert!(error.starts_with("plugin panics, webhook-payload: "), "{error}");
+        assert!(error.contains("unreachable") && error.ends_with(expected), "{error}");
+        assert_eq!(error.contains("panicked"), !payload.is_empty(), "{error}");
+    }
+    setup.end().await;
+    assert_eq!(
+        setup.relay.lines("*** is no article").len(),
+        2,
+        "as it was written, and as the error"
+    );
+    assert!(setup.relay.lines("hunter2").is_empty());
+    assert_eq!(endpoint.count(), 0);
+}
+
+#[tokio::test]
 async fn what_a_plugin_writes_is_logged_with_its_name() {
     let complain = format!("(call $complain {})", quoted("look\nhere\n"));
     let unended = format!("(call $print {})", quoted("without an end"));
@@ -867,6 +898,10 @@ async fn what_a_plugin_writes_is_logged_with_its_name() {
     setup.failed().await;
     setup.end().await;
     let lines = setup.relay.lines("\"message\":\"plugin says\"");
+    for line in &lines {
+        assert_eq!(logged(line, "subject"), "cms.cache.a", "{line}");
+        assert!(logged(line, "id").starts_with("msg_"), "{line}");
+    }
     let lines: Vec<_> = lines
         .iter()
         .map(|line| ["level", "plugin", "line"].map(|name| logged(line, name)))
@@ -1209,7 +1244,7 @@ fn raw(wasm: &str) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn every_component_that_can_not_be_used_is_reported_at_the_start_with_its_reason() {
+async fn every_component_that_cannot_be_used_is_reported_at_the_start_with_its_reason() {
     let good = Component::with(BODY, &unchanged(BODY)).binary();
     let hook = |change: fn(Component) -> Component| {
         change(Component::with(BODY, &unchanged(BODY))).binary()

@@ -51,7 +51,7 @@ async fn a_server_that_is_killed_and_started_again_costs_no_message_and_no_order
         let line = relay.logged_times("reconnected to NATS", outage).await.pop().unwrap();
         assert!(
             line.contains(WARN)
-                && line.contains("the stream has kept what was published meanwhile"),
+                && line.contains("the stream kept the messages published in the meantime"),
             "{line}"
         );
     }

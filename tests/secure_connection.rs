@@ -187,7 +187,7 @@ async fn a_server_that_shakes_hands_first_is_reached_so() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_can_not_be_trusted_is_told_by_what_is_wrong_with_it() {
+async fn a_certificate_that_cannot_be_trusted_is_told_by_what_is_wrong_with_it() {
     let (authority, other, namesake) =
         (Authority::called("Twin"), Authority::new(), Authority::called("Twin"));
     let (ca, other_ca) = (authority.path(), other.path());
@@ -538,7 +538,7 @@ async fn the_jwt_of_an_operators_user_opens_the_server() {
 }
 
 #[tokio::test]
-async fn credentials_that_can_not_work_are_told_by_what_is_wrong_with_them() {
+async fn credentials_that_cannot_work_are_told_by_what_is_wrong_with_them() {
     let (operator, other) = (Operator::new(), Operator::new());
     let nats = operator.server();
     let (user, stranger) = (operator.user(), other.user());
@@ -939,7 +939,7 @@ async fn a_context_brings_its_inbox_and_its_jetstream() {
 }
 
 #[tokio::test]
-async fn a_context_that_can_not_be_used_is_one_mistake_that_names_it() {
+async fn a_context_that_cannot_be_used_is_one_mistake_that_names_it() {
     let url = "nats://127.0.0.1:1";
     for (fields, parts) in [
         (json!({"url": "http://hunter2@h"}), &["url: expected server URLs"][..]),

@@ -1,4 +1,4 @@
-//! The end: what has arrived is finished, what can not be finished is told, and nothing hangs.
+//! The end: what has arrived is finished, what cannot be finished is told, and nothing hangs.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod support;

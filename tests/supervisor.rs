@@ -114,10 +114,10 @@ async fn a_reload_is_told_from_its_beginning_to_its_end_also_when_it_is_refused(
 }
 
 #[tokio::test]
-async fn a_supervisor_that_can_not_be_told_is_no_reason_to_stop() {
+async fn a_supervisor_that_cannot_be_told_is_no_reason_to_stop() {
     let nats = NatsServer::start();
     let mut relay =
         Relay::start(&nats.url(), "http://127.0.0.1:9/", &[("NOTIFY_SOCKET", "/none/here")]).await;
-    relay.logged("systemd could not be told").await;
+    relay.logged("could not notify systemd").await;
     assert!(relay.stop().await.success());
 }

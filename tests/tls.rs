@@ -88,7 +88,7 @@ async fn a_machine_without_authorities_can_call_without_tls_and_whom_it_is_told_
 }
 
 #[tokio::test]
-async fn a_certificate_that_can_not_be_trusted_is_an_error_that_says_why() {
+async fn a_certificate_that_cannot_be_trusted_is_an_error_that_says_why() {
     let (authority, other) = (Authority::new(), Authority::new());
     let ca = [("WEBHOOK_CA", &*authority.path())];
     for (config, expected) in [
@@ -148,7 +148,7 @@ async fn a_client_certificate_that_is_missing_or_not_accepted_is_an_error_that_s
 }
 
 #[test]
-fn files_that_can_not_be_used_are_mistakes_at_the_start() {
+fn files_that_cannot_be_used_are_mistakes_at_the_start() {
     let authority = Authority::new();
     let ((cert, key), (_, other)) = (authority.client("relay"), authority.client("other"));
     let folder = tempfile::tempdir().unwrap();

@@ -13,53 +13,54 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// The subcommand `plugin` with its own.
-#[must_use]
 pub(crate) fn command_line() -> Command {
-    let files = Arg::new("file")
-        .required(true)
-        .num_args(1..)
-        .value_name("FILE")
-        .value_parser(value_parser!(PathBuf));
+    let files = Arg::new("file").required(true).num_args(1..).value_name("FILE");
+    let files = files.value_parser(value_parser!(PathBuf));
+    let check = Command::new("check")
+        .about(
+            "Compiles plugins and prints their hooks, imports, size and limits; exits with 1 when \
+             one cannot be used",
+        )
+        .arg(files.clone().help("Components (.wasm), or folders of them"));
+    let run = Command::new("run")
+        .about(
+            "Sends the payload on stdin through plugins as one message, and prints what would be \
+             sent and republished",
+        )
+        .after_help(RUN_HELP)
+        .arg(files.help("Components (.wasm), or folders of them, in the order in which they run"))
+        .args(message());
+    let lang = Arg::new("lang").long("lang").required(true).value_name("LANGUAGE");
+    let name = Arg::new("name").required(true).value_name("NAME");
+    let new = Command::new("new")
+        .about("Writes a project for a plugin into a new folder")
+        .arg(lang.value_parser(new::LANGUAGES).help("The language of the plugin"))
+        .arg(name.help("The name of the plugin, such as article-tags"));
     Command::new("plugin")
-        .about("For authors of plugins: check, run or begin one")
+        .about("For authors of plugins: check, run or create one")
         .subcommand_required(true)
-        .subcommand(
-            Command::new("check")
-                .about("Compiles plugins and prints their hooks, imports, size and limits; exits with 1 when one can not be used")
-                .arg(files.clone().help("Components (.wasm), or folders of them")),
-        )
-        .subcommand(
-            Command::new("run")
-                .about("Sends the payload on stdin through plugins as one message, and prints what would be sent and republished")
-                .after_help(RUN_HELP)
-                .arg(files.help("Components (.wasm), or folders of them, in the order in which they run"))
-                .arg(
-                    Arg::new("subject")
-                        .long("subject")
-                        .value_name("SUBJECT")
-                        .help("The message's subject [default: article.42 below the prefix]"),
-                )
-                .arg(
-                    Arg::new("header")
-                        .long("header")
-                        .value_name("NAME:VALUE")
-                        .action(ArgAction::Append)
-                        .help("A NATS header of the message; may be given several times"),
-                )
-                .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Prints one JSON object")),
-        )
-        .subcommand(
-            Command::new("new")
-                .about("Writes a project for a plugin into a new folder")
-                .arg(Arg::new("lang").long("lang").required(true).value_name("LANGUAGE").value_parser(new::LANGUAGES).help("Its language"))
-                .arg(Arg::new("name").required(true).value_name("NAME").help("Its name, such as article-tags")),
-        )
+        .subcommands([check, run, new])
+}
+
+/// The arguments that describe a message, and how its way is printed.
+fn message() -> [Arg; 3] {
+    let subject = Arg::new("subject").long("subject").value_name("SUBJECT");
+    let header = Arg::new("header").long("header").value_name("NAME:VALUE");
+    let json = Arg::new("json").long("json").action(ArgAction::SetTrue);
+    [
+        subject.help("Subject of the message [default: article.42 below the prefix]"),
+        header
+            .action(ArgAction::Append)
+            .help("NATS header of the message; can be given several times"),
+        json.help("Prints one JSON object"),
+    ]
 }
 
 const RUN_HELP: &str = "\
 Reads PLUGIN_TIMEOUT, PLUGIN_MEMORY, PLUGIN_CACHE and PLUGIN_<NAME>_<KEY> as the relay does, and
-NATS_SUBJECT_PREFIX and NATS_RELAYED_SUBJECT_PREFIX where they are set (cms.cache and relayed.cache otherwise).
-Exits with 0 when the message would be relayed, with 1 when a plugin failed, and with 2 when one rejected it.";
+NATS_SUBJECT_PREFIX and NATS_RELAYED_SUBJECT_PREFIX where they are set (otherwise cms.cache and
+relayed.cache). Exits with 0 when the message would be relayed, with 1 when a plugin failed, and
+with 2 when a plugin rejected it.";
 
 /// Runs the subcommand that was named.
 pub(crate) async fn main(matches: &ArgMatches) -> ExitCode {

@@ -39,7 +39,10 @@ pub(super) fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
             match first.take() {
                 Some(first) => drop(first.send(())),
                 None => {
-                    error!("stopped at once by a second signal; messages in work are not relayed");
+                    error!(
+                        "stopped immediately by a second signal; messages being worked on are not \
+                         relayed"
+                    );
                     log::end();
                     std::process::exit(1);
                 }

@@ -44,7 +44,7 @@ impl Context {
     /// The context that `nats context select` has chosen, if it has.
     ///
     /// # Errors
-    /// Says why it can not be read.
+    /// Says why it cannot be read.
     pub(crate) fn selected(environment: &Environment) -> Result<Option<Self>, String> {
         let Some(file) = folder(environment).map(|folder| folder.join("context.txt")) else {
             return Ok(None);
@@ -162,7 +162,8 @@ impl fmt::Display for Context {
     }
 }
 
-/// The path that `text` means: after `file://` if that is there, with `~`, `$NAME` and `${NAME}` replaced.
+/// The path that `text` means: after `file://` if that is there, with `~`, `$NAME` and `${NAME}`
+/// replaced.
 ///
 /// # Errors
 /// Where it names a variable that is not set.
@@ -332,7 +333,8 @@ mod tests {
     #[test]
     fn files_and_flags() {
         let context = context(
-            r#"{"creds":"~/c","nkey":"env://TOKEN","ca":"file://~/ca","cert":"env://TOKEN","tls_first":true,"url":true}"#,
+            r#"{"creds":"~/c","nkey":"env://TOKEN","ca":"file://~/ca","cert":"env://TOKEN",
+                "tls_first":true,"url":true}"#,
         );
         let environment = environment();
         assert_eq!(

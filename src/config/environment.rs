@@ -73,7 +73,8 @@ fn reason(error: &dotenvy::Error) -> String {
     match error {
         dotenvy::Error::LineParse(_, position) => {
             format!(
-                "expected NAME=value; a value with spaces or # needs quotes, and a quote needs its end (near character {position})"
+                "expected NAME=value; a value with spaces or # needs quotes, and a quote needs \
+                 its end (near character {position})"
             )
         }
         dotenvy::Error::Io(error) => format!("cannot be read: {error}"),
@@ -135,7 +136,8 @@ mod tests {
 
     #[test]
     fn values_are_read_as_the_example_file_says() {
-        let text = "RELAY_A='pa$$ #1'\nRELAY_B=a#b\nRELAY_C=a # b\nRELAY_D=\"a # b\"\nexport RELAY_E=e\n# RELAY_F=f\nRELAY_G=\"${RELAY_E}!\"\n";
+        let text = "RELAY_A='pa$$ #1'\nRELAY_B=a#b\nRELAY_C=a # b\nRELAY_D=\"a # b\"\nexport \
+         RELAY_E=e\n# RELAY_F=f\nRELAY_G=\"${RELAY_E}!\"\n";
         let environment = load(text, "").unwrap();
         for (name, expected) in [
             ("A", Some("pa$$ #1")),
@@ -163,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_can_not_be_read_is_a_mistake() {
+    fn a_file_that_cannot_be_read_is_a_mistake() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join(".env")).unwrap();
         let mistakes = Environment::load(folder.path()).err().unwrap();

@@ -126,7 +126,7 @@ impl Reader<'_> {
         self.mistakes.push(format!("NATS_CONTEXT: {context}: {text}"));
     }
 
-    /// What `get` finds in the context; a mistake where it can not be read.
+    /// What `get` finds in the context; a mistake where it cannot be read.
     fn told_by<T>(
         &mut self,
         context: Option<&Context>,
@@ -148,7 +148,11 @@ impl Reader<'_> {
             Ok(text) => {
                 let urls = servers(text.unwrap_or(DEFAULT_URL));
                 if urls.is_none() {
-                    self.mistake_in(context, "url: expected server URLs (nats:// tls:// ws:// wss://) separated by commas");
+                    self.mistake_in(
+                        context,
+                        "url: expected server URLs (nats:// tls:// ws:// \
+                     wss://) separated by commas",
+                    );
                 }
                 urls
             }
@@ -193,7 +197,10 @@ impl Reader<'_> {
         if let Some(way) = way
             .filter(|way| has_host && of_url.is_some() && !["NATS_USER", "NATS_PASS"].contains(way))
         {
-            self.mistakes.push(format!("{way}: the URL in NATS_HOST has a login too, and there is one way to log in; take one out"));
+            self.mistakes.push(format!(
+                "{way}: the URL in NATS_HOST has a login too, and there is \
+             one way to log in; take one out"
+            ));
         }
         match way {
             Some("NATS_USER" | "NATS_PASS") => self.password(user, password, context),
@@ -235,7 +242,8 @@ impl Reader<'_> {
         }
     }
 
-    /// `before` is how many mistakes there were before the login: where it has one, no other follows from that.
+    /// `before` is how many mistakes there were before the login: where it has one, no other
+    /// follows from that.
     fn jwt(
         &mut self,
         jwt: Option<Secret>,
@@ -297,7 +305,11 @@ impl Reader<'_> {
         }
         let Some(told) = told else {
             if self.field(context, "nsc", |_| Some(())).is_some() {
-                self.mistake_in(known, "nsc: is not supported: save what nsc generate creds prints, and set NATS_CREDS to that file");
+                self.mistake_in(
+                    known,
+                    "nsc: is not supported: save what nsc generate creds \
+                 prints, and set NATS_CREDS to that file",
+                );
             }
             return anonymous();
         };
@@ -406,7 +418,8 @@ impl Reader<'_> {
         }
     }
 
-    /// The content of a variable where `is_content`, or else the file that it or its `_FILE` form names.
+    /// The content of a variable where `is_content`, or else the file that it or its `_FILE` form
+    /// names.
     fn source(
         &mut self,
         variable: &Variable,
@@ -458,7 +471,8 @@ fn is_seed(text: &str) -> bool {
     (text.starts_with('S') && text.len() > SHORTEST && is_base32) || text.starts_with("-----BEGIN")
 }
 
-/// What the user info of a server's URL means to the nats command line: `user:password`, or a token.
+/// What the user info of a server's URL means to the nats command line: `user:password`, or a
+/// token.
 fn url_login(url: &Url) -> Login {
     let decode = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
     match (url.username(), url.password()) {

@@ -60,16 +60,16 @@ variables! {
     ),
     NATS_HOST: secret(
         "Required. Server URL, or several separated by commas: nats://, tls://, ws:// or \
-         wss://. A context may say it instead.",
+         wss://. A context can name it instead.",
     ).also(&["NATS_URL", "NATS_ADDRESS"]),
     NATS_USER: secret(
-        "User name, where the server wants one.",
+        "User name, if the server requires one.",
     ),
     NATS_PASS: secret(
         "Password of NATS_USER.",
     ).also(&["NATS_PASSWORD"]),
     NATS_TOKEN: secret(
-        "Token, where the server wants one.",
+        "Token, if the server requires one.",
     ),
     NATS_CREDS: secret(
         "Credentials (a JWT with its seed): the path of the file, read again for each \
@@ -80,13 +80,14 @@ variables! {
          itself, SU...",
     ),
     NATS_JWT: secret(
-        "JWT of a user, where it is not in one file with its seed.",
+        "JWT of a user, if it is not in one file with its seed.",
     ),
     NATS_SEED: secret(
         "Seed of NATS_JWT.",
     ),
     NATS_CA: plain(
-        "Path of a PEM file with the authorities to trust. Default: those of the system.",
+        "Path of a PEM file with the certificate authorities to trust. Default: those of the \
+         system.",
     ),
     NATS_CERT: plain(
         "Path of a PEM file with the relay's certificate, for mutual TLS.",
@@ -98,11 +99,11 @@ variables! {
         "true: the TLS handshake comes before the server's greeting (handshake_first).",
     ).or("false"),
     NATS_CONTEXT: plain(
-        "Name or path of a context of the nats command line; variables win over what it says. \
-         Default: without NATS_HOST, the selected one.",
+        "Name or path of a context of the nats command line; variables take precedence over \
+         it. Default: the selected context, if NATS_HOST is not set.",
     ),
     NATS_INBOX_PREFIX: plain(
-        "What the subjects for confirmations begin with. Default: _INBOX.",
+        "Prefix of the subjects for confirmations. Default: _INBOX.",
     ),
     NATS_SUBJECT_PREFIX: plain(
         "Required. The relay listens on everything below it: cms.cache means cms.cache.>",
@@ -119,37 +120,37 @@ variables! {
          within each replica only.",
     ),
     NATS_PENDING_MESSAGES: plain(
-        "The most messages that may wait; what arrives beyond is dropped, counted and \
-         reported. Default: 65536. With NATS_STREAM: the most that are taken from the stream \
-         and not settled, by default 1000; the rest stays there.",
+        "Maximum number of messages that wait; messages beyond it are dropped, counted and \
+         reported. Default: 65536. With NATS_STREAM: maximum number taken from the stream \
+         and not settled, by default 1000; the rest stays in the stream.",
     ),
     NATS_PENDING_BYTES: plain(
-        "The most bytes of messages that may wait. Default: 64MiB, with NATS_STREAM 16MiB.",
+        "Maximum size of the messages that wait. Default: 64MiB, with NATS_STREAM 16MiB.",
     ),
     NATS_STREAM: plain(
         "JetStream mode: the stream that captures the listened subjects. Messages are \
          acknowledged once they are relayed.",
     ),
     NATS_CONSUMER: plain(
-        "Name of the durable consumer on NATS_STREAM. Each frontend needs its own, the \
-         replicas of one share it.",
+        "Name of the durable consumer on NATS_STREAM. Each frontend needs its own; the \
+         replicas of a frontend share it.",
     ).or("nats-webhook-relay"),
     NATS_DELIVER: plain(
         "Where a new consumer starts: new, all, last-per-subject, or an age such as 6h. An \
-         existing one goes on where it was.",
+         existing one resumes where it was.",
     ).or("new"),
     NATS_STREAM_CREATE: plain(
         "true: create NATS_STREAM when it is missing (for development).",
     ).or("false"),
     NATS_REPLICAS_SHARE: plain(
         "true: replicas work side by side, and order per subject holds within each only. By \
-         default one works and the others stand by.",
+         default, one works and the others stand by.",
     ).or("false"),
     NATS_JETSTREAM_DOMAIN: plain(
         "JetStream domain of NATS_STREAM.",
     ),
     NATS_JETSTREAM_API_PREFIX: plain(
-        "Subject prefix of the JetStream API, where it is imported from another account. \
+        "Subject prefix of the JetStream API, if it is imported from another account. \
          Default: $JS.API.",
     ),
     WEBHOOK_TIMEOUT: plain(
@@ -163,29 +164,29 @@ variables! {
          30s, with full jitter; Retry-After is honoured up to 5min.",
     ).or("10"),
     WEBHOOK_RETRY_STATUS: plain(
-        "More statuses to retry, separated by commas (404 during deploys), beside connection \
-         errors, time-outs, 408, 425, 429 and 5xx.",
+        "Further statuses to retry, separated by commas (404 during deployments), in addition \
+         to connection errors, time-outs, 408, 425, 429 and 5xx.",
     ),
     WEBHOOK_SECRET: secret(
-        "Signs every call as Standard Webhooks: whsec_ and the base64 of 24 to 64 bytes. \
-         Several, separated by white space, while it is being rotated.",
+        "Signs every call according to Standard Webhooks: whsec_ and the base64 of 24 to 64 \
+         bytes. Several, separated by white space, while you rotate it.",
     ),
     WEBHOOK_HEADERS: secret(
-        "Headers of every call: name=value,name=value with percent-encoded values. They win \
-         over the message's.",
+        "Headers of every call: name=value,name=value with percent-encoded values. They \
+         replace headers of the message.",
     ),
     WEBHOOK_CA: plain(
-        "PEM file with authorities to trust for https destinations, beside the system's.",
+        "PEM file with certificate authorities to trust for https destinations, in addition to \
+         those of the system.",
     ),
     WEBHOOK_CERT: plain(
-        "PEM file with a client certificate, for destinations that ask for one, and what \
-         leads to its authority.",
+        "PEM file with a client certificate and its chain, for destinations that require one.",
     ),
     WEBHOOK_KEY: plain(
-        "PEM file with the private key of WEBHOOK_CERT, not encrypted.",
+        "PEM file with the unencrypted private key of WEBHOOK_CERT.",
     ),
     MAX_IN_FLIGHT: plain(
-        "Messages being worked on at once, each of another subject. One that waits for a \
+        "Messages worked on at once, each on a different subject. A message that waits for a \
          retry does not count.",
     ).or("128"),
     SHUTDOWN_GRACE: plain(
@@ -193,20 +194,20 @@ variables! {
     ).or("25s"),
     PLUGINS: plain(
         "WebAssembly components that shape what is relayed: .wasm files or folders of them, \
-         separated by colons. They run in that order, those of a folder by name.",
+         separated by colons. They run in that order; those in a folder run by name.",
     ),
     PLUGIN_TIMEOUT: plain(
         "Time for one call of a plugin's hook.",
     ).or("1s"),
     PLUGIN_MEMORY: plain(
-        "Memory for one instance of a plugin; of each plugin, up to 16 can be at work.",
+        "Memory for one instance of a plugin; each plugin has up to 16 instances at work.",
     ).or("128MiB"),
     PLUGIN_WATCH: plain(
-        "true: load plugins again when their files change (for development). SIGHUP does it \
+        "true: reload plugins when their files change (for development). SIGHUP reloads them \
          at any time.",
     ).or("false"),
     PLUGIN_CACHE: plain(
-        "Folder for compiled plugins, which must be the user's own; off compiles at each \
+        "Folder for compiled plugins, which must belong to the user; off compiles them at each \
          start. Default: nats-webhook-relay in the user's cache folder.",
     ),
     HTTP_LISTEN: plain(

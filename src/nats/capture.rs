@@ -48,7 +48,8 @@ impl Capture {
                     Err(ApiError::Denied(subject)) => {
                         warn!(
                             subject,
-                            "the NATS user may not list streams: what is published is confirmed by a round trip, not by a stream"
+                            "the NATS user may not list streams: what is published is confirmed \
+                             by a round trip, not by a stream"
                         );
                         return Ok(());
                     }

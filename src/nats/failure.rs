@@ -66,12 +66,14 @@ impl Failure {
             }
             _ if detail.starts_with("expected INFO, got nothing") && !config.tls.first => {
                 Self::of_network(format!(
-                    "{servers} closed the connection without a greeting (NATS_HOST); a server that expects TLS at once needs NATS_TLS_FIRST=true"
+                    "{servers} closed the connection without a greeting (NATS_HOST); a server \
+                     that expects TLS at once needs NATS_TLS_FIRST=true"
                 ))
             }
             _ if config.servers.iter().any(|server| server.scheme() == "ws") => {
                 Self::of_network(format!(
-                    "cannot connect to {servers} (NATS_HOST): {detail}; a web socket with TLS is wss://, and no web socket is nats:// or tls://"
+                    "cannot connect to {servers} (NATS_HOST): {detail}; a web socket with TLS is \
+                     wss://, and no web socket is nats:// or tls://"
                 ))
             }
             _ => Self::of_network(format!("cannot connect to {servers} (NATS_HOST): {detail}")),
@@ -122,7 +124,8 @@ fn of_login(config: &Settings) -> String {
         }
         (Login::Anonymous, None) => {
             format!(
-                "{servers} refused the login: check NATS_USER and NATS_PASS, or set NATS_TOKEN, NATS_CREDS or NATS_NKEY"
+                "{servers} refused the login: check NATS_USER and NATS_PASS, or set NATS_TOKEN, \
+                 NATS_CREDS or NATS_NKEY"
             )
         }
         (_, None) => format!("{servers} refused the login: check {}", config.login_from),
@@ -131,44 +134,69 @@ fn of_login(config: &Settings) -> String {
 
 /// What went wrong with TLS, after the server's name.
 fn of_tls(error: &rustls::Error, config: &Settings) -> String {
-    use CertificateError as Bad;
-    match error {
-        // The signature is that of another authority of the same name.
-        rustls::Error::InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature) => match &config.tls.ca {
-            Some(ca) => format!("has a certificate of an authority that is not in {} (NATS_CA)", ca.display()),
-            None => {
-                "has a certificate of an authority that this system does not know: set NATS_CA to the authority's certificate".to_owned()
-            }
-        },
-        rustls::Error::InvalidCertificate(Bad::NotValidForNameContext { presented, .. }) => {
-            // Each is written as DnsName("host") or IpAddress(address).
-            let bare = |name: &String| name.split(['(', ')']).nth(1).unwrap_or(name).trim_matches('"').to_owned();
-            let names = presented.iter().map(bare).collect::<Vec<_>>().join(", ");
-            format!("has a certificate for another host ({names}): connect to it by that name")
-        }
-        rustls::Error::InvalidCertificate(Bad::NotValidForName) => "has a certificate for another host".to_owned(),
-        rustls::Error::InvalidCertificate(Bad::Expired | Bad::ExpiredContext { .. }) => {
-            "has a certificate that has expired: renew the server's".to_owned()
-        }
-        rustls::Error::InvalidCertificate(Bad::NotValidYet | Bad::NotValidYetContext { .. }) => {
-            "has a certificate that is not valid yet: are the clocks right?".to_owned()
-        }
-        rustls::Error::InvalidCertificate(other) => format!("has a certificate that cannot be accepted: {other}"),
+    let text = match error {
+        rustls::Error::InvalidCertificate(error) => return of_certificate(error, config),
         rustls::Error::InvalidMessage(_) if config.tls.first => {
-            "answers without TLS at first, while NATS_TLS_FIRST is set: unset it, or set handshake_first at the server".to_owned()
+            "answers without TLS at first although NATS_TLS_FIRST is set: unset it, or set \
+             handshake_first on the server"
         }
         rustls::Error::InvalidMessage(_) => {
-            "does not speak TLS, which tls:// or wss:// in the URL, or NATS_CA or NATS_CERT, asks for".to_owned()
+            "does not speak TLS, which tls:// or wss:// in the URL, NATS_CA or NATS_CERT asks for"
         }
-        rustls::Error::AlertReceived(alert) => match (alert, &config.tls.identity) {
-            (AlertDescription::CertificateRequired | AlertDescription::BadCertificate, None) => {
-                "wants a certificate of the relay: set NATS_CERT and NATS_KEY".to_owned()
+        rustls::Error::AlertReceived(
+            AlertDescription::CertificateRequired | AlertDescription::BadCertificate,
+        ) if config.tls.identity.is_none() => {
+            "wants a certificate of the relay: set NATS_CERT and NATS_KEY"
+        }
+        rustls::Error::AlertReceived(alert) => {
+            return match &config.tls.identity {
+                Some((path, _)) => {
+                    let path = path.display();
+                    format!("refused the certificate {path} (NATS_CERT): {alert:?}")
+                }
+                None => format!("ended the TLS handshake: {alert:?}"),
+            };
+        }
+        other => return format!("cannot be reached with TLS: {other}"),
+    };
+    text.to_owned()
+}
+
+/// What is wrong with the server's certificate, after the server's name.
+fn of_certificate(error: &CertificateError, config: &Settings) -> String {
+    use CertificateError as Bad;
+    let text = match error {
+        // The signature is that of another authority of the same name.
+        Bad::UnknownIssuer | Bad::BadSignature => match &config.tls.ca {
+            Some(ca) => {
+                let ca = ca.display();
+                return format!("has a certificate of an authority that is not in {ca} (NATS_CA)");
             }
-            (_, Some((certificate, _))) => format!("refused the certificate {} (NATS_CERT): {alert:?}", certificate.display()),
-            (_, None) => format!("ended the TLS handshake: {alert:?}"),
+            None => {
+                "has a certificate of an authority that this system does not know: set NATS_CA to \
+                 the authority's certificate"
+            }
         },
-        other => format!("cannot be reached with TLS: {other}"),
-    }
+        Bad::NotValidForNameContext { presented, .. } => {
+            // Each is written as DnsName("host") or IpAddress(address).
+            let bare = |name: &String| {
+                name.split(['(', ')']).nth(1).unwrap_or(name).trim_matches('"').to_owned()
+            };
+            let names = presented.iter().map(bare).collect::<Vec<_>>().join(", ");
+            return format!(
+                "has a certificate for another host ({names}): connect to it by that name"
+            );
+        }
+        Bad::NotValidForName => "has a certificate for another host",
+        Bad::Expired | Bad::ExpiredContext { .. } => {
+            "has a certificate that has expired: renew the server's"
+        }
+        Bad::NotValidYet | Bad::NotValidYetContext { .. } => {
+            "has a certificate that is not valid yet: are the clocks right?"
+        }
+        other => return format!("has a certificate that cannot be accepted: {other}"),
+    };
+    text.to_owned()
 }
 
 /// What is behind an error, outermost first. An I/O error hides the one that it was made of.

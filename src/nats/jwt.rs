@@ -64,9 +64,8 @@ mod tests {
 
     #[test]
     fn claims_are_found_alone_and_in_a_credentials_file() {
-        let jwt = jwt(
-            r#"{"sub":"UA","exp":1700000000,"nats":{"type":"user","version":2,"bearer_token":true}}"#,
-        );
+        let jwt = jwt(r#"{"sub":"UA","exp":1700000000,
+                "nats":{"type":"user","version":2,"bearer_token":true}}"#);
         let expires = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000));
         for text in [
             jwt.clone(),

@@ -52,7 +52,7 @@ impl Source {
     /// The secret.
     ///
     /// # Errors
-    /// Says why the file can not be read, without its path, which could be a misplaced secret.
+    /// Says why the file cannot be read, without its path, which could be a misplaced secret.
     pub(crate) fn read(&self) -> Result<Secret, String> {
         match self {
             Self::Text(text) => Ok(text.clone()),
@@ -123,7 +123,8 @@ impl Login {
     }
 }
 
-/// The key of a user whose seed is in `text`: alone, or within the file of a seed or of credentials.
+/// The key of a user whose seed is in `text`: alone, or within the file of a seed or of
+/// credentials.
 ///
 /// # Errors
 /// Says what is there instead.
@@ -160,7 +161,7 @@ fn answer_with_jwt(
 }
 
 fn sign(key: &KeyPair, nonce: &[u8]) -> Result<Vec<u8>, String> {
-    key.sign(nonce).map_err(|_| "the seed can not sign".to_owned())
+    key.sign(nonce).map_err(|_| "the seed cannot sign".to_owned())
 }
 
 #[cfg(test)]
@@ -190,7 +191,8 @@ mod tests {
                 "-----BEGIN USER NKEY SEED-----\r\n{seed}\r\n------END USER NKEY SEED------\r\n"
             ),
             format!(
-                "-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n-----BEGIN USER NKEY SEED-----\n{seed}\n---"
+                "-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER \
+                 JWT------\n\n-----BEGIN USER NKEY SEED-----\n{seed}\n---"
             ),
         ] {
             assert_eq!(user_key(&text).unwrap().public_key(), user.public_key(), "{text}");

@@ -13,17 +13,14 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::fmt::format::{self, Format, Json, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields};
-use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::registry::{LookupSpan, SpanRef};
 
 /// One line an entry, made to be read.
 pub(super) struct Pretty;
 /// One line of text with all fields.
 pub(super) struct Plain;
 /// One JSON object a line.
-pub(super) struct Object {
-    alone: Format<Json>,
-    of_a_message: Format<Json>,
-}
+pub(super) struct Object(Format<Json>);
 
 /// `text` with its control characters escaped.
 pub(super) fn printable(text: &str) -> String {
@@ -70,18 +67,17 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    let span = context.lookup_current().filter(|_| !stands_alone(event))?;
+    // Libraries have spans of their own around and within it.
+    let is_message = |span: &SpanRef<'_, S>| span.metadata().target() == name::MESSAGE;
+    let span = context.event_scope().filter(|_| !stands_alone(event))?.find(is_message)?;
     let fields = span.extensions().get::<FormattedFields<N>>().map(ToString::to_string);
     fields.filter(|fields| !fields.is_empty())
 }
 
 impl Object {
     pub(super) fn new() -> Self {
-        let json = || format::format().json().flatten_event(true).with_target(false);
-        Self {
-            alone: json().with_current_span(false).with_span_list(false),
-            of_a_message: json().with_current_span(true).with_span_list(false),
-        }
+        let json = format::format().json().flatten_event(true).with_target(false);
+        Self(json.with_current_span(false).with_span_list(false))
     }
 }
 
@@ -93,13 +89,20 @@ where
     fn format_event(
         &self,
         context: &FmtContext<'_, S, N>,
-        out: Writer<'_>,
+        mut out: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        match stands_alone(event) {
-            true => self.alone.format_event(context, out, event),
-            false => self.of_a_message.format_event(context, out, event),
-        }
+        let Some(fields) = message_fields(context, event) else {
+            return self.0.format_event(context, out, event);
+        };
+        // Both are objects: the fields of the message become the last ones of the entry.
+        let mut entry = String::new();
+        self.0.format_event(context, Writer::new(&mut entry), event)?;
+        let (entry, fields) = (
+            entry.trim_end().strip_suffix("}").unwrap_or_default(),
+            fields.trim_start_matches('{'),
+        );
+        writeln!(out, "{entry},{fields}")
     }
 }
 
@@ -175,7 +178,7 @@ fn answered(out: &mut Writer<'_>, fields: &mut Fields, paint: &Paint) -> fmt::Re
     fields.take("subject");
     let (arrow, status) = (paint.green(" <-- "), paint.green(&format!("[{status}]")));
     let aside = paint.dim(&format!("{elapsed} ms, {id}{attempt}"));
-    write!(out, "{arrow} POST {destination} {status} {aside}")
+    write!(out, "{arrow} {status} POST {destination} {aside}")
 }
 
 fn relayed(out: &mut Writer<'_>, fields: &mut Fields, paint: &Paint) -> fmt::Result {

@@ -11,6 +11,8 @@ pub(crate) mod name {
     pub(crate) const RELAYED: &str = "relayed";
     pub(crate) const REJECTED: &str = "rejected";
     pub(crate) const PLUGIN_SAYS: &str = "plugin says";
+    /// The target of the span around the work on a message.
+    pub(crate) const MESSAGE: &str = "nats_webhook_relay::message";
 }
 
 /// The modules that log filters (`RUST_LOG`) know these entries by.
@@ -108,7 +110,8 @@ fn calls(event: &Event<'_>) {
         ),
         // Of the destination, whatever message was the first to notice.
         Event::DestinationFailing { destination, error, failures } => warn!(
-            target: WEBHOOK, parent: None, %destination, error, failures, "webhook delivery failing, retrying"
+            target: WEBHOOK, parent: None, %destination, error, failures, "webhook delivery \
+             failing, retrying"
         ),
         Event::DestinationRecovered { destination, outage } => info!(
             target: WEBHOOK, parent: None, %destination, outage_ms = milliseconds(outage),

@@ -38,7 +38,8 @@ pub(super) fn start() -> NonBlocking {
 /// Writes what waits, within a second or so. Nothing is logged after that.
 pub(crate) fn end() {
     let guard = GUARD.lock().unwrap_or_else(PoisonError::into_inner).take();
-    // When it is too late to say something, the guard says so on standard output, which may be closed.
+    // When it is too late to say something, the guard says so on standard output, which may be
+    // closed.
     let _ = std::panic::catch_unwind(AssertUnwindSafe(|| drop(guard)));
 }
 

@@ -19,7 +19,7 @@ pub(crate) type Readiness = Arc<OnceLock<Box<dyn Fn() -> bool + Send + Sync>>>;
 /// Starts serving on `address` and returns the address in use.
 ///
 /// # Errors
-/// When the address can not be listened on.
+/// When the address cannot be listened on.
 pub(crate) async fn start(
     address: SocketAddr,
     observer: Observer,

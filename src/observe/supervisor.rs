@@ -26,6 +26,6 @@ pub(crate) fn tell(phase: Phase) {
         Phase::Stopping => sd_notify::notify(&[NotifyState::Stopping]),
     };
     if let Err(error) = told {
-        warn!(%error, ?phase, "systemd could not be told");
+        warn!(%error, ?phase, "could not notify systemd");
     }
 }

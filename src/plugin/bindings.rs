@@ -1,4 +1,4 @@
-//! What `wit/plugin.wit` says, as Rust types: generated, so that the two can not differ.
+//! What `wit/plugin.wit` says, as Rust types: generated, so that the two cannot differ.
 
 #![allow(missing_docs, unreachable_pub, clippy::all, reason = "generated")]
 

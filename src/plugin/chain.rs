@@ -155,7 +155,8 @@ impl Chain {
     }
 }
 
-/// Whether a setting is kept out of what its plugin writes and says: its key says so, or it was given as a file.
+/// Whether a setting is kept out of what its plugin writes and says: its key says so, or it was
+/// given as a file.
 fn is_secret(key: &str, setting: &Setting) -> bool {
     let key = key.to_uppercase();
     setting.from_file
@@ -229,12 +230,14 @@ pub(crate) fn pairs(headers: &async_nats::HeaderMap) -> Vec<(String, String)> {
     pairs.collect()
 }
 
-/// Headers that a plugin set, if all of them may be set. Their values are not shown: they may be keys.
+/// Headers that a plugin set, if all of them may be set. Their values are not shown: they may be
+/// keys.
 fn legal(set: Vec<(String, Vec<u8>)>) -> Result<HeaderMap, String> {
     let bytes: usize = set.iter().map(|(name, value)| name.len() + value.len()).sum();
     if set.len() > MAX_HEADERS || bytes > MAX_HEADER_BYTES {
         return Err(format!(
-            "returned {} headers of {bytes} bytes, at most {MAX_HEADERS} of {MAX_HEADER_BYTES} bytes can be set",
+            "returned {} headers of {bytes} bytes, at most {MAX_HEADERS} of {MAX_HEADER_BYTES} \
+             bytes can be set",
             set.len()
         ));
     }

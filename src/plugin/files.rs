@@ -93,7 +93,8 @@ pub(crate) type Keyed<'a> = Vec<(&'a str, &'a Setting)>;
 
 /// The settings of each of the plugins `names`, and those of none of them.
 ///
-/// `PLUGIN_A_B_C` belongs to the plugin `a-b` as `C` when there is one, and to `a` as `B_C` otherwise.
+/// `PLUGIN_A_B_C` belongs to the plugin `a-b` as `C` when there is one, and to `a` as `B_C`
+/// otherwise.
 #[must_use]
 pub(crate) fn assign<'a>(
     settings: &'a [Setting],

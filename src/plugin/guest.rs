@@ -135,7 +135,13 @@ impl Guest {
                         }
                     })
                 }
-                Err(error) => Err(failed(&error, live.is_exceeded())),
+                Err(error) => Err(match (failed(&error, live.is_exceeded()), live.last_words()) {
+                    // The message of a panic, or an exception.
+                    (Why::Failed(Kind::Trap, text), Some(last)) => {
+                        Why::Failed(Kind::Trap, guest.printable(&format!("{text}: {last}")))
+                    }
+                    (failed, _) => failed,
+                }),
             }
         };
         self.host.run(work).await.unwrap_or_else(|| {
@@ -239,7 +245,8 @@ async fn compile(file: &File, host: &Host) -> anyhow::Result<Component> {
         return compiled.context("the compiler has failed")?;
     }
     let size = ByteSize::b(file.bytes).display().iec();
-    info!(plugin = file.name, %size, "compiling a plugin; its code is kept for the next start, unless PLUGIN_CACHE is off");
+    info!(plugin = file.name, %size, "compiling a plugin; its code is kept for the next start, \
+     unless PLUGIN_CACHE is off");
     compiling.await.context("the compiler has failed")?
 }
 
@@ -249,7 +256,8 @@ fn check_layer(binary: &[u8]) -> anyhow::Result<()> {
     match (binary.get(..4), binary.get(6)) {
         (Some(MAGIC), Some(1)) => Ok(()),
         (Some(MAGIC), Some(0)) => bail!(
-            "it is a core module, not a component: build for the target wasm32-wasip2, or make a component of it with `wasm-tools component new`"
+            "it is a core module, not a component: build for the target wasm32-wasip2, or make a \
+             component of it with `wasm-tools component new`"
         ),
         (_, _) if binary.is_empty() => bail!("the file is empty"),
         _ => bail!("it is not WebAssembly (expected a component in binary form)"),
@@ -261,7 +269,8 @@ fn explain_compilation(error: wasmtime::Error) -> anyhow::Error {
     match text.contains("memory executable") {
         true => {
             anyhow!(
-                "this process may not make memory executable, as compiled code needs it (systemd: MemoryDenyWriteExecute=no): {text}"
+                "this process may not make memory executable, as compiled code needs it (systemd: \
+                 MemoryDenyWriteExecute=no): {text}"
             )
         }
         false => anyhow!("it is not a valid component: {text}"),
@@ -295,7 +304,8 @@ fn exports(component: &Component) -> Vec<String> {
         .collect()
 }
 
-/// Interfaces of our package that this version does not call: new ones, and those of another major version.
+/// Interfaces of our package that this version does not call: new ones, and those of another major
+/// version.
 fn foreign_hooks(component: &Component) -> Vec<String> {
     let (major, _) = VERSION.split_once('.').unwrap_or((VERSION, ""));
     let known = |name: &String| {

@@ -174,7 +174,7 @@ impl Functions {
     /// Calls `hook`.
     ///
     /// # Errors
-    /// A trap, or a value that can not be read.
+    /// A trap, or a value that cannot be read.
     pub(crate) async fn call(
         &self,
         store: &mut Store<State>,

@@ -26,7 +26,8 @@ use wasmtime_wasi_config::WasiConfig;
 /// How often a call that runs is interrupted to look at the time.
 const TICK: Duration = Duration::from_millis(1);
 
-/// The turns of one to two ticks that a call has in the relay's own thread. More than one, since a turn
+/// The turns of one to two ticks that a call has in the relay's own thread. More than one, since a
+/// turn
 /// of a short call can also end because the machine did something else in the meantime.
 const TURNS: u32 = 4;
 
@@ -52,7 +53,7 @@ impl Host {
     /// Sets up the engine; compiles nothing yet.
     ///
     /// # Errors
-    /// When this machine can not run compiled code.
+    /// When this machine cannot run compiled code.
     pub(crate) fn new(config: &Settings) -> anyhow::Result<Self> {
         let mut settings = Config::new();
         settings
@@ -111,9 +112,10 @@ impl Host {
             }
         };
         let (runtime, timeout, closed) = (Handle::current(), self.timeout, self.closed.clone());
+        let span = tracing::Span::current();
         let slow = tokio::task::spawn_blocking(move || {
-            let result =
-                runtime.block_on(closed.run_until_cancelled(tokio::time::timeout(timeout, work)));
+            let work = closed.run_until_cancelled(tokio::time::timeout(timeout, work));
+            let result = span.in_scope(|| runtime.block_on(work));
             drop((thread, ticking));
             result?.ok()
         });
@@ -125,7 +127,8 @@ impl Host {
         }
     }
 
-    /// Breaks off the calls that still run in threads, which need the runtime, and returns when they are gone.
+    /// Breaks off the calls that still run in threads, which need the runtime, and returns when
+    /// they are gone.
     pub(crate) async fn close(&self) {
         self.closed.cancel();
         let gone = self.threads.acquire_many(threads());

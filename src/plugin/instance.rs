@@ -29,9 +29,16 @@ impl Live {
         limit: usize,
     ) -> wasmtime::Result<Result<Output, HookError>> {
         prepare(&mut self.store, limit);
+        self.store.data().output.iter().for_each(Lines::begin);
         let result = self.functions.call(&mut self.store, hook, input).await;
         self.store.data().output.iter().for_each(Lines::end);
         result
+    }
+
+    /// What it said last on standard error in this call.
+    pub(crate) fn last_words(&self) -> Option<String> {
+        let [_, stderr] = &self.store.data().output;
+        stderr.last()
     }
 
     /// Whether it has grown to more than half of the memory it may have: it may be leaking.

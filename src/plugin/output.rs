@@ -6,6 +6,7 @@
 use crate::observe::Observer;
 use crate::observe::event::Event;
 use crate::secret::Secret;
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::io::AsyncWrite;
@@ -21,6 +22,8 @@ const MAX_LINES: u32 = 100;
 const WINDOW: Duration = Duration::from_secs(1);
 /// Of a secret with several lines, shorter ones are no secrets, such as brackets.
 const MIN_SECRET_LINE: usize = 8;
+/// How many of the last lines of a call are kept for its error.
+const MOST_LAST: usize = 3;
 /// What the stream takes at once.
 const PERMIT: usize = 64 * 1024;
 
@@ -55,6 +58,8 @@ struct Open {
     stream: Stream,
     /// Up to [`MAX_LINE_BYTES`], and more so that a secret at the cut is there as a whole.
     line: Vec<u8>,
+    /// The last lines of this call that say something, for the error of a call that traps.
+    last: VecDeque<String>,
     hide: Hide,
     sink: Sink,
 }
@@ -63,7 +68,13 @@ impl Lines {
     /// A stream whose lines go to `sink`.
     #[must_use]
     pub(crate) fn new(stream: Stream, hide: Hide, sink: Sink) -> Self {
-        Self(Arc::new(Mutex::new(Open { stream, line: Vec::new(), hide, sink })))
+        Self(Arc::new(Mutex::new(Open {
+            stream,
+            line: Vec::new(),
+            last: VecDeque::new(),
+            hide,
+            sink,
+        })))
     }
 
     /// Ends a line that has begun.
@@ -72,6 +83,18 @@ impl Lines {
         if !open.line.is_empty() {
             open.end();
         }
+    }
+
+    /// Forgets what an earlier call wrote.
+    pub(super) fn begin(&self) {
+        self.open().last.clear();
+    }
+
+    /// The last lines of this call: the message of a panic, or an exception.
+    pub(super) fn last(&self) -> Option<String> {
+        let last = &self.open().last;
+        (!last.is_empty())
+            .then(|| cut(&last.iter().map(String::as_str).collect::<Vec<_>>().join(" ")))
     }
 
     fn open(&self) -> MutexGuard<'_, Open> {
@@ -107,7 +130,14 @@ impl Open {
     fn end(&mut self) {
         let line = self.hide.apply(&String::from_utf8_lossy(&self.line));
         self.line.clear();
-        (self.sink)(self.stream, &cut(line.trim_end()));
+        let line = cut(line.trim_end());
+        (self.sink)(self.stream, &line);
+        // The frames of a stack, and how to get more of them, say less than what is before them.
+        let text = line.trim_start();
+        if !text.is_empty() && !["at ", "note: "].iter().any(|start| text.starts_with(start)) {
+            self.last.push_back(text.to_owned());
+            self.last.drain(..self.last.len().saturating_sub(MOST_LAST));
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use wasmtime::{ResourceLimiter, Store};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_config::WasiConfigVariables;
 
-/// The most random bytes in one call: the call can not be interrupted.
+/// The most random bytes in one call: the call cannot be interrupted.
 const MAX_RANDOM: u64 = 64 * 1024;
 /// The most things such as streams and clocks' subscriptions that an instance may hold.
 const MAX_HANDLES: usize = 1000;

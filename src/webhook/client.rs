@@ -77,7 +77,8 @@ impl Maker {
             .no_proxy();
         #[cfg(target_os = "linux")]
         {
-            // An endpoint that reads slowly is ended by the call's own time limit, not by 30 s of a full buffer.
+            // An endpoint that reads slowly is ended by the call's own time limit, not by 30 s of a
+            // full buffer.
             builder = builder.tcp_user_timeout(None);
         }
         builder = match &self.tls {
@@ -94,7 +95,8 @@ impl Maker {
         Ok(builder.build()?)
     }
 
-    /// Whether calls may share a connection (HTTP/2, which TLS may lead to). One that has gone silent
+    /// Whether calls may share a connection (HTTP/2, which TLS may lead to). One that has gone
+    /// silent
     /// would then take every later call with it: after a call without an answer the next ones need
     /// connections of their own.
     pub(crate) fn shares_connections(&self) -> bool {
@@ -112,8 +114,12 @@ fn both_families(builder: ClientBuilder, host: &str) -> ClientBuilder {
 /// The system's authorities and ours; our identity where there is one.
 fn tls(certificates: &Certificates) -> anyhow::Result<ClientConfig> {
     let provider = Arc::new(ring::default_provider());
-    let verifier = Verifier::new_with_extra_roots(certificates.authorities.iter().cloned(), provider.clone())
-        .context("there are no authorities to trust: install the system's (ca-certificates), or set WEBHOOK_CA")?;
+    let verifier =
+        Verifier::new_with_extra_roots(certificates.authorities.iter().cloned(), provider.clone())
+            .context(
+                "there are no authorities to trust: install the system's (ca-certificates), or \
+         set WEBHOOK_CA",
+            )?;
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .dangerous()
@@ -128,7 +134,8 @@ fn tls(certificates: &Certificates) -> anyhow::Result<ClientConfig> {
     Ok(tls)
 }
 
-/// What this machine is short of, where that is why there was no call. It is not the endpoint's failure.
+/// What this machine is short of, where that is why there was no call. It is not the endpoint's
+/// failure.
 pub(crate) fn shortage(error: &reqwest::Error, destination: &Destination) -> Option<&'static str> {
     if !error.is_connect() {
         return None;
@@ -169,7 +176,8 @@ pub(crate) fn explain(
     let detail = texts
         .last()
         .map_or_else(|| "unknown error".to_owned(), |text| text.escape_debug().to_string());
-    // TLS to the proxy, which is all there is of it for a plain call, or what a tunnel goes through.
+    // TLS to the proxy, which is all there is of it for a plain call, or what a tunnel goes
+    // through.
     let of_proxy = destination.url().scheme() == "http"
         || texts.iter().any(|text| text.starts_with("tunnel error"));
     let peer = proxy
@@ -214,7 +222,8 @@ fn explain_tls(error: &rustls::Error, peer: &str) -> String {
             // The latter where an authority that is trusted has the same name.
             CertificateError::UnknownIssuer | CertificateError::BadSignature => {
                 format!(
-                    "the certificate of {peer} is of an authority that is not trusted; if it should be, set WEBHOOK_CA"
+                    "the certificate of {peer} is of an authority that is not trusted; if it \
+                     should be, set WEBHOOK_CA"
                 )
             }
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
@@ -227,7 +236,7 @@ fn explain_tls(error: &rustls::Error, peer: &str) -> String {
                 format!("the certificate of {peer} is not valid yet; is the clock right?")
             }
             other => format!(
-                "the certificate of {peer} can not be accepted: {}",
+                "the certificate of {peer} cannot be accepted: {}",
                 other.to_string().escape_debug()
             ),
         },

@@ -57,7 +57,8 @@ impl Proxy {
                         }))
                     }
                     _ => Err(format!(
-                        "{name}: expected the http:// URL of an HTTP proxy; unset it, or name the destination's host in NO_PROXY"
+                        "{name}: expected the http:// URL of an HTTP proxy; unset it, or name the \
+                         destination's host in NO_PROXY"
                     )),
                 }
             }

@@ -35,7 +35,8 @@ impl Keys {
         if mistakes.is_empty() { Ok(Self(keys)) } else { Err(mistakes) }
     }
 
-    /// The signatures of a call with these headers, which have its id and time; `None` without keys.
+    /// The signatures of a call with these headers, which have its id and time; `None` without
+    /// keys.
     #[must_use]
     pub(crate) fn sign(&self, call: &HeaderMap, body: &[u8]) -> Option<HeaderValue> {
         let (id, timestamp) =

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Prints what each plugin is; fails when one can not be used.
+/// Prints what each plugin is; fails when one cannot be used.
 pub(crate) async fn check(config: Settings) -> anyhow::Result<ExitCode> {
     // The time is that of a compilation.
     let config = Settings { cache: Cache::Off, ..config };

@@ -11,7 +11,8 @@ use std::process::ExitCode;
 /// What there are templates for.
 pub(crate) const LANGUAGES: [&str; 3] = ["rust", "js", "python"];
 
-/// A file of a project: where it goes, and its text with `{{name}}` for the plugin's name, `{{NAME}}` for
+/// A file of a project: where it goes, and its text with `{{name}}` for the plugin's name,
+/// `{{NAME}}` for
 /// the name as it is in variables, and `{{file}}` for the name as it is in Rust's files.
 type Template = (&'static str, &'static str);
 
@@ -63,7 +64,8 @@ pub(crate) fn new(language: &str, name: &str, parent: &Path) -> anyhow::Result<E
                 .split('-')
                 .all(|word| !word.is_empty()
                     && word.chars().all(|c| is_letter(c) || c.is_ascii_digit())),
-        "{name:?} is not a name for a plugin: expected lower case letters, digits and hyphens, such as article-tags"
+        "{name:?} is not a name for a plugin: expected lower case letters, digits and hyphens, \
+         such as article-tags"
     );
     let folder = parent.join(name);
     ensure!(!folder.exists(), "{} exists already", folder.display());

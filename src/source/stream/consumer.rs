@@ -17,7 +17,8 @@ use tracing::{info, warn};
 const GROUP: &str = "relay";
 /// How long the active replica may be silent before another takes over.
 pub(crate) const PINNED: Duration = Duration::from_secs(3);
-/// How long a message may be silent before it is delivered again, where one replica works at a time.
+/// How long a message may be silent before it is delivered again, where one replica works at a
+/// time.
 const ACK_WAIT: Duration = Duration::from_secs(3);
 /// The same where replicas share the work: a replica that is slow must not see its messages
 /// given to another.
@@ -189,7 +190,8 @@ impl Consumer {
         if made.group.is_none() && !self.settings.share {
             warn!(
                 consumer = self.settings.consumer,
-                "this nats-server is older than 2.11 and cannot let one replica work at a time: replicas share the work, \
+                "this nats-server is older than 2.11 and cannot let one replica work at a time: \
+                 replicas share the work, \
                  and order per subject holds within each only"
             );
         }
@@ -317,13 +319,19 @@ impl Consumer {
         };
         let stream = found.map_err(|error| match error.code() {
             Some(code::STREAM_NOT_FOUND) => SetUpError::Missing(format!(
-                "the stream {name} (NATS_STREAM) does not exist; create it with\n    nats stream add {name} --subjects '{filter}' \
-                 --storage file --defaults\nor, for development, set NATS_STREAM_CREATE=true"
+                "the stream {name} (NATS_STREAM) does not exist; create it with\n    \
+                 nats stream add {name} --subjects '{filter}' --storage file --defaults\n\
+                 or, for development, set NATS_STREAM_CREATE=true"
             )),
-            Some(code::NOT_ENABLED | code::NOT_ENABLED_FOR_ACCOUNT) => {
-                SetUpError::Misfit("JetStream is not switched on for this NATS account: add jetstream to it in the server's configuration, or with\n    nsc edit account --js-disk-storage 1G".to_owned())
+            Some(code::NOT_ENABLED | code::NOT_ENABLED_FOR_ACCOUNT) => SetUpError::Misfit(
+                "JetStream is not enabled for this NATS account: add jetstream to it in the \
+                 server's configuration, or with\n    nsc edit account --js-disk-storage 1G"
+                    .to_owned(),
+            ),
+            _ => {
+                let doing = format!("look at the stream {name} (NATS_STREAM)");
+                SetUpError::Api { doing, error }
             }
-            _ => SetUpError::Api { doing: format!("look at the stream {name} (NATS_STREAM)"), error },
         })?;
         // A mirror or a stream with sources has messages of subjects that it does not capture.
         let is_fed =
@@ -332,7 +340,8 @@ impl Consumer {
             let subjects: Vec<_> = texts(&stream, "/config/subjects").collect();
             if !subjects.iter().any(|subjects| meets(subjects, filter)) {
                 return Err(SetUpError::Misfit(format!(
-                    "the stream {name} (NATS_STREAM) does not capture {filter} (NATS_SUBJECT_PREFIX), only {}; add it with\n    \
+                    "the stream {name} (NATS_STREAM) does not capture {filter} \
+                     (NATS_SUBJECT_PREFIX), only {}; add it with\n    \
                      nats stream edit {name} --subjects '{}'",
                     subjects.join(" "),
                     [subjects.as_slice(), &[filter]].concat().join(",")
@@ -351,14 +360,21 @@ impl Consumer {
     async fn make_stream(&self) -> Result<Value, ApiError> {
         let name = &self.settings.name;
         let config = json!({
-            "name": name, "subjects": [self.filter], "storage": "file", "retention": "limits", "discard": "old",
-            "max_age": nanoseconds(Duration::from_secs(24 * 3600)), "max_bytes": 256 << 20, "num_replicas": 1,
+            "name": name,
+            "subjects": [self.filter],
+            "storage": "file",
+            "retention": "limits",
+            "discard": "old",
+            "max_age": nanoseconds(Duration::from_secs(24 * 3600)),
+            "max_bytes": 256 << 20,
+            "num_replicas": 1,
         });
         let made = self.api.call(&format!("STREAM.CREATE.{name}"), &config).await?;
         warn!(
             stream = name,
             subjects = self.filter,
-            "created the missing stream (NATS_STREAM_CREATE): it keeps messages for a day, up to 256 MiB"
+            "created the missing stream (NATS_STREAM_CREATE): it keeps messages for a day, up to \
+             256 MiB"
         );
         Ok(made)
     }
@@ -460,7 +476,8 @@ impl Consumer {
         let Settings { name, consumer, .. } = &self.settings;
         let misfit = |what: &str| {
             SetUpError::Misfit(format!(
-                "the consumer {consumer} of the stream {name} {what}: set NATS_CONSUMER to another name, or remove it with\n    \
+                "the consumer {consumer} of the stream {name} {what}: set NATS_CONSUMER to \
+                 another name, or remove it with\n    \
                  nats consumer rm {name} {consumer}"
             ))
         };

@@ -31,7 +31,7 @@ const ANSWERS: usize = 16 << 20;
 /// How many bytes of payload are enough for one time.
 const MOST_FOUND: usize = 1 << 20;
 
-/// A message that can not arrive, as the stream keeps it.
+/// A message that cannot arrive, as the stream keeps it.
 #[derive(Debug)]
 pub(crate) struct Unreadable {
     /// Its sequence in the stream.
@@ -42,7 +42,7 @@ pub(crate) struct Unreadable {
     pub(crate) payload: Bytes,
     /// When it was stored, in nanoseconds since 1970.
     pub(crate) stored_ns: i128,
-    /// Why it can not be read.
+    /// Why it cannot be read.
     pub(crate) why: &'static str,
 }
 
