@@ -162,14 +162,14 @@ fn subcommand<T>(
 pub(crate) fn gateway(
     environment: &Environment,
 ) -> Result<(Shared, crate::gateway::Settings), Mistakes> {
-    subcommand(environment, Reader::gateway)
+    subcommand(environment, |read| read.gateway())
 }
 
 /// Of a backend: its settings, and how it is reached.
 pub(crate) type Backend = (crate::serve::Settings, Destination, Option<Proxy>);
 
 pub(crate) fn serve(environment: &Environment) -> Result<(Shared, Backend), Mistakes> {
-    subcommand(environment, Reader::serve)
+    subcommand(environment, |read| read.serve())
 }
 
 impl Reader<'_> {

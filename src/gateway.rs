@@ -249,7 +249,8 @@ async fn read(
     headers: &reqwest::header::HeaderMap,
     limit: usize,
 ) -> Result<Bytes, Refusal> {
-    let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    let announced =
+        headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     let announced: u64 = announced.unwrap_or(0).max(body.size_hint().lower());
     if announced > limit as u64 {
         return Err(Refusal::too_large(announced as usize, limit));

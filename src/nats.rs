@@ -4,7 +4,7 @@
 //! Nothing here knows a webhook or a plugin.
 
 pub(crate) mod ack;
-mod answers;
+pub(crate) mod answers;
 pub(crate) mod capture;
 mod connect;
 mod denied;

@@ -7,6 +7,7 @@ use crate::exchange::{
     Format, Malformed, Parcel, Request, Response, nats_proxy, path, plain, roundtripper,
 };
 use crate::nats::link::Link;
+use crate::observe::supervisor::{self, Phase};
 use crate::subject::Prefix;
 use crate::webhook::endpoint::{Answer, Call, End, Endpoint};
 use anyhow::anyhow;
@@ -81,8 +82,13 @@ pub(crate) async fn run(
     let tasks = TaskTracker::new();
     let mut stop = std::pin::pin!(stop);
     let (mut number, mut client) = link.client().await;
+    let mut is_ready = false;
     loop {
         let (service, mut requests) = backend.listen(&client).await?;
+        if !std::mem::replace(&mut is_ready, true) {
+            info!("ready");
+            supervisor::tell(Phase::Ready);
+        }
         loop {
             tokio::select! {
                 biased;
@@ -106,7 +112,9 @@ pub(crate) async fn run(
 }
 
 /// What has arrived before the service stopped; `None` when that was all.
-async fn drained(requests: &mut SelectAll<service::endpoint::Endpoint>) -> Option<Option<service::Request>> {
+async fn drained(
+    requests: &mut SelectAll<service::endpoint::Endpoint>,
+) -> Option<Option<service::Request>> {
     tokio::time::timeout(Duration::from_millis(100), requests.next()).await.ok()
 }
 
@@ -119,7 +127,9 @@ impl Backend {
         let Settings { from, queue_group, .. } = &self.settings;
         let subjects = match from {
             From::Prefix(prefix) => vec![prefix.to_string(), prefix.wildcard()],
-            From::Host { prefix, host } => vec![format!("{}.*", roundtripper::subjects(prefix, host))],
+            From::Host { prefix, host } => {
+                vec![format!("{}.*", roundtripper::subjects(prefix, host))]
+            }
         };
         let service = client
             .service_builder()
@@ -132,7 +142,8 @@ impl Backend {
         for (index, subject) in subjects.iter().enumerate() {
             let endpoint = service.endpoint_builder().name(format!("http-{index}"));
             let endpoint = endpoint.add(subject).await;
-            requests.push(endpoint.map_err(|error| anyhow!("cannot listen on {subject}: {error}"))?);
+            requests
+                .push(endpoint.map_err(|error| anyhow!("cannot listen on {subject}: {error}"))?);
         }
         Ok((service, requests))
     }
@@ -241,7 +252,8 @@ impl Backend {
                     ("nrt-client", Some(client)),
                     ("nrt-connected-cluster", cluster),
                 ] {
-                    if let Some(value) = value.and_then(|value| HeaderValue::from_str(&value).ok()) {
+                    if let Some(value) = value.and_then(|value| HeaderValue::from_str(&value).ok())
+                    {
                         response.headers.insert(name, value);
                     }
                 }

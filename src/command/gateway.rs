@@ -8,10 +8,10 @@ use crate::nats::jetstream::{Api, OWN};
 use crate::nats::link::Link;
 use crate::nats::publisher::Publisher;
 use crate::nats::round_trip::RoundTrips;
+use crate::observe::Observer;
 use crate::observe::log::{self, say};
 use crate::observe::monitor::{self, Readiness};
 use crate::observe::supervisor::{self, Phase};
-use crate::observe::Observer;
 use anyhow::{Context, bail};
 use tokio::net::TcpListener;
 use tracing::info;
@@ -33,7 +33,8 @@ pub(super) async fn run(shared: &Shared, settings: Settings) -> anyhow::Result<(
     };
     let address = settings.listen;
     let listener = TcpListener::bind(address).await;
-    let listener = listener.with_context(|| format!("cannot listen on {address} (GATEWAY_LISTEN)"))?;
+    let listener =
+        listener.with_context(|| format!("cannot listen on {address} (GATEWAY_LISTEN)"))?;
     let address = listener.local_addr()?;
     let connected = link.clone();
     let _ = readiness.set(Box::new(move || connected.is_connected()));

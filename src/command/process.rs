@@ -6,7 +6,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::error;
 
 /// What `work` returns, unless `stop` resolves before.
-pub(super) async fn unless<T>(stop: impl Future<Output = ()>, work: impl Future<Output = T>) -> Option<T> {
+pub(super) async fn unless<T>(
+    stop: impl Future<Output = ()>,
+    work: impl Future<Output = T>,
+) -> Option<T> {
     tokio::select! {
         done = work => Some(done),
         () = stop => None,

@@ -4,10 +4,10 @@ use crate::certificates::Certificates;
 use crate::command::process::{raise_file_limit, stop_signal, unless};
 use crate::config::{Backend, Shared};
 use crate::nats::link::Link;
+use crate::observe::Observer;
 use crate::observe::log::{self, say};
 use crate::observe::monitor::{self, Readiness};
 use crate::observe::supervisor::{self, Phase};
-use crate::observe::Observer;
 use crate::serve::{self, From, Settings};
 use crate::webhook::client::CONNECT_TIMEOUT;
 use crate::webhook::endpoint::Endpoint;
@@ -51,7 +51,11 @@ pub(super) async fn check(shared: &Shared, backend: &Backend) -> anyhow::Result<
     let link = Link::try_open(&shared.nats, &Observer::default()).await?;
     let version = link.client().await.1.server_info().version;
     say(format_args!("connected to  nats-server {version}"))?;
-    say(format_args!("listens on    {} (queue group {})", described(&backend.0), backend.0.queue_group))?;
+    say(format_args!(
+        "listens on    {} (queue group {})",
+        described(&backend.0),
+        backend.0.queue_group
+    ))?;
     say(format_args!("calls         {}", backend.1))?;
     Ok(())
 }

@@ -68,7 +68,9 @@ impl Reader<'_> {
             (GATEWAY_SUBJECT_PREFIX.name, prefix.as_ref().map(ToString::to_string)),
         ] {
             if subject.is_some_and(|subject| is_reserved(&subject)) {
-                self.mistake(format!("{name}: subjects that begin with $ or _INBOX are NATS's own"));
+                self.mistake(format!(
+                    "{name}: subjects that begin with $ or _INBOX are NATS's own"
+                ));
             }
         }
         match (fixed, prefix) {
@@ -124,8 +126,7 @@ impl Reader<'_> {
         let queue_group = self.or(&NATS_QUEUE_GROUP, expected, name, group.to_owned());
         let timeout = self.or(&SERVE_TIMEOUT, DURATION, duration(1), serve::TIMEOUT);
         let max_in_flight = self.most(&SERVE_MAX_IN_FLIGHT, serve::MAX_IN_FLIGHT);
-        let settings =
-            serve::Settings { from: from?, format, queue_group, timeout, max_in_flight };
+        let settings = serve::Settings { from: from?, format, queue_group, timeout, max_in_flight };
         Some((settings, destination?, proxy))
     }
 

@@ -16,7 +16,8 @@ pub const STATUS: &str = "Http-Status";
 /// Whether `name` describes the exchange itself, in one of the two protocols.
 fn is_ours(name: &str) -> bool {
     let folded = name.to_ascii_lowercase();
-    folded.starts_with("nats-") || [METHOD, TARGET, STATUS].iter().any(|ours| *ours == name)
+    folded.starts_with("nats-")
+        || [METHOD, TARGET, STATUS].iter().any(|ours| *ours == name)
         || ["http-method", "http-target", "http-status"].contains(&folded.as_str())
 }
 

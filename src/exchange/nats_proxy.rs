@@ -44,7 +44,8 @@ impl Message {
         let mut message = Self::default();
         for (name, value) in &fields::end_to_end(headers) {
             let value = std::str::from_utf8(value.as_bytes());
-            let value = value.map_err(|_| Malformed::new(format!("the header {name} is not UTF-8")))?;
+            let value =
+                value.map_err(|_| Malformed::new(format!("the header {name} is not UTF-8")))?;
             let name = canonical(name.as_str());
             if message.header.contains_key(&name) {
                 message.more.extend([name, value.to_owned()]);
@@ -152,8 +153,9 @@ pub fn read_response(payload: &[u8]) -> Result<Response, Malformed> {
 }
 
 fn decode(payload: &[u8]) -> Result<Message, Malformed> {
-    Message::decode(payload)
-        .map_err(|error| Malformed::new(format!("the payload is not a nats-proxy message: {error}")))
+    Message::decode(payload).map_err(|error| {
+        Malformed::new(format!("the payload is not a nats-proxy message: {error}"))
+    })
 }
 
 /// `content-type` as `Content-Type`, which its readers look for.
@@ -173,7 +175,8 @@ mod tests {
     #[test]
     fn messages_are_byte_for_byte_those_of_nats_proxy() {
         let (method, headers) = (Method::GET, header::HeaderMap::new());
-        let get = Request { method, target: "/".into(), headers: headers.clone(), body: Bytes::new() };
+        let get =
+            Request { method, target: "/".into(), headers: headers.clone(), body: Bytes::new() };
         assert_eq!(&request(&get).unwrap().payload[..], b"\x08\x00\x12\x03GET");
         let not_found = Response { status: StatusCode::NOT_FOUND, headers, body: Bytes::new() };
         assert_eq!(&response(&not_found).unwrap().payload[..], b"\x08\x94\x03\x12\x00");
@@ -187,7 +190,9 @@ mod tests {
         let sent = Request { method, target: "/x?y=1".into(), headers, body };
         let parcel = request(&sent).unwrap();
         let message = decode(&parcel.payload).unwrap();
-        assert!(message.cookies.values().all(|cookie| cookie.value.is_some() && cookie.path.is_some()));
+        assert!(
+            message.cookies.values().all(|cookie| cookie.value.is_some() && cookie.path.is_some())
+        );
         assert_eq!(read_request("x", &parcel.payload).unwrap(), sent);
     }
 

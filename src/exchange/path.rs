@@ -154,7 +154,9 @@ mod tests {
 
     #[test]
     fn what_is_no_path_of_segments_is_refused() {
-        for target in ["*", "", "a", "//", "/a//b", "/./a", "/a/..", "/%2e%2E/a", "/a/%2e", "http://h/a"] {
+        for target in
+            ["*", "", "a", "//", "/a//b", "/./a", "/a/..", "/%2e%2E/a", "/a/%2e", "http://h/a"]
+        {
             assert!(to_tokens(target).is_err(), "{target}");
         }
         for tokens in ["a..b", ".a", "a.", "%2E%2E", "a.%2e"] {

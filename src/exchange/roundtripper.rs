@@ -126,7 +126,8 @@ pub fn read_response(payload: &Bytes) -> Result<Response, Malformed> {
     // A handler that writes nothing leaves 000, which means what writing nothing means in HTTP.
     let code: u16 = if code == 0 { 200 } else { code };
     let status = StatusCode::from_u16(code).ok().filter(|_| code >= 200);
-    let status = status.ok_or_else(|| Malformed::new(format!("the reply has the status {code}")))?;
+    let status =
+        status.ok_or_else(|| Malformed::new(format!("the reply has the status {code}")))?;
     let rest = rest.get(1..).unwrap_or_default();
     let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
     let (end, parsed) = match httparse::parse_headers(rest, &mut headers) {
@@ -242,12 +243,20 @@ mod tests {
     #[test]
     fn replies_are_read_as_gos_server_writes_them() {
         for (reply, status, body) in [
-            ("HTTP/1.1 200 OK\r\nContent-Length: 12\r\nNrt-Id: x\r\n\r\nhello world\n", 200, "hello world\n"),
+            (
+                "HTTP/1.1 200 OK\r\nContent-Length: 12\r\nNrt-Id: x\r\n\r\nhello world\n",
+                200,
+                "hello world\n",
+            ),
             ("HTTP/0.0 404 Not Found\r\nContent-Length: 0\r\n\r\n", 404, ""),
             ("HTTP/0.0 000 status code 0\r\nContent-Length: 0\r\n\r\n", 200, ""),
             ("HTTP/0.0 499 status code 499\r\n\r\n", 499, ""),
             ("HTTP/2.0 200 OK\n\ntill the end", 200, "till the end"),
-            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n", 200, "abcde"),
+            (
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n",
+                200,
+                "abcde",
+            ),
             ("HTTP/1.0 200\r\n\r\n", 200, ""),
         ] {
             let read = read_response(&Bytes::from_static(reply.as_bytes())).unwrap();

@@ -62,7 +62,8 @@ impl Token {
         let given = Self::new(token.trim());
         let equal = |token: &Self| bool::from(token.0.as_ref().ct_eq(given.0.as_ref()));
         // All are compared, so that it does not show which one it was.
-        scheme.eq_ignore_ascii_case("bearer") & tokens.iter().fold(false, |any, one| any | equal(one))
+        scheme.eq_ignore_ascii_case("bearer")
+            & tokens.iter().fold(false, |any, one| any | equal(one))
     }
 }
 
@@ -133,9 +134,9 @@ impl Verifier {
 }
 
 fn is_recent(time: &str, now: SystemTime) -> bool {
-    let Some(time) = time.parse().ok().and_then(|time| {
-        UNIX_EPOCH.checked_add(Duration::from_secs(time))
-    }) else {
+    let Some(time) =
+        time.parse().ok().and_then(|time| UNIX_EPOCH.checked_add(Duration::from_secs(time)))
+    else {
         return false;
     };
     let apart = now.duration_since(time).or_else(|_| time.duration_since(now));
@@ -172,11 +173,18 @@ mod tests {
         let (body, time) = (b"{\"test\": 2432232314}", 1_614_265_330);
         let signature = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
         let signed = |id, time, signature| {
-            headers(&[("webhook-id", id), ("webhook-timestamp", time), ("webhook-signature", signature)])
+            headers(&[
+                ("webhook-id", id),
+                ("webhook-timestamp", time),
+                ("webhook-signature", signature),
+            ])
         };
         let id = "msg_p5jXN8AQM9LWM0D4loKWxJek";
         let good = signed(id, "1614265330", signature);
-        assert!(verifier.accepts(&good, body, at(time)) && verifier.accepts(&good, body, at(time + 299)));
+        assert!(
+            verifier.accepts(&good, body, at(time))
+                && verifier.accepts(&good, body, at(time + 299))
+        );
         let both = signed(id, "1614265330", &format!("v1,AAAA {signature}"));
         assert!(verifier.accepts(&both, body, at(time - 299)));
         for (headers, body, now) in [
@@ -227,7 +235,11 @@ mod tests {
             ("Basic hunter2", false),
             ("hunter2", false),
         ] {
-            assert_eq!(Token::is_in(&tokens, &headers(&[("authorization", value)])), expected, "{value}");
+            assert_eq!(
+                Token::is_in(&tokens, &headers(&[("authorization", value)])),
+                expected,
+                "{value}"
+            );
         }
         assert!(!Token::is_in(&tokens, &HeaderMap::new()));
         assert!(!format!("{tokens:?}").contains("hunter2"));

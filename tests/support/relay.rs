@@ -77,6 +77,15 @@ impl Relay {
         Self::spawn_by(shell, nats, destination, variables)
     }
 
+    /// Starts a subcommand of the program and waits until it is ready.
+    pub async fn subcommand(name: &str, nats: &str, variables: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(BINARY);
+        command.arg(name);
+        let started = Self::spawn_by(command, nats, "http://127.0.0.1:9/", variables);
+        started.logged("\"message\":\"ready\"").await;
+        started
+    }
+
     fn spawn_by(
         command: Command,
         nats: &str,
