@@ -45,7 +45,7 @@ in
   };
 
   natsPassword = optional types.str {
-    description = "Password of `natsUser` (`NATS_PASS`). It ends up in the Nix store, which everybody on the machine can read: prefer `natsPasswordFile`.";
+    description = "Password of `natsUser` (`NATS_PASS`). It ends up in the Nix store, which everyone on the machine can read: prefer `natsPasswordFile`.";
   };
 
   natsPasswordFile = optional secretPath {
@@ -118,7 +118,7 @@ in
     type = types.attrsOf (types.attrsOf secretPath);
     default = { };
     example = literalExpression ''{ tags.TOKEN = "/run/secrets/tags-token"; }'';
-    description = "Files with configuration of the plugins that nobody else may see: `tags.TOKEN` becomes `PLUGIN_TAGS_TOKEN_FILE`.";
+    description = "Files with configuration of the plugins that no one else may see: `tags.TOKEN` becomes `PLUGIN_TAGS_TOKEN_FILE`.";
   };
 
   settings = mkOption {

@@ -288,7 +288,8 @@ async fn set_up(consumer: &Consumer) -> anyhow::Result<Made> {
             Ok(made) => return Ok(made),
             Err(error) => error,
         };
-        if !error.is_passing() && !(error.is_off() && settings.is_elsewhere()) {
+        let waits = error.is_passing() || (error.is_off() && settings.is_elsewhere());
+        if !waits {
             bail!("{error}");
         }
         if said.is_none_or(|said| said.elapsed() >= REMIND) {
