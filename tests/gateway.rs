@@ -342,3 +342,23 @@ fn mistakes_are_told_at_once_and_check_says_what_would_be() {
     let (status, stdout, _) = run(&["check", "gateway"], &variables);
     assert!(status.success() && stdout.contains("sends to      api.>"), "{stdout}");
 }
+
+#[test]
+fn the_documents_list_every_variable_with_its_default() {
+    use nats_webhook_relay::config::{GATEWAY_VARIABLES, SERVE_VARIABLES};
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    for (document, variables) in
+        [("gateway.md", GATEWAY_VARIABLES), ("serve.md", SERVE_VARIABLES)]
+    {
+        let text = std::fs::read_to_string(folder.join(document)).unwrap();
+        let (_, help, _) = run(&[document.trim_end_matches(".md"), "--help"], &[]);
+        for variable in variables {
+            let row = text.lines().find(|line| line.starts_with(&format!("| `{}` |", variable.name)));
+            let row = row.unwrap_or_else(|| panic!("{} is not in docs/{document}", variable.name));
+            if let Some(default) = variable.default {
+                assert!(row.contains(&format!("| `{default}` |")), "{row}");
+            }
+            assert!(help.contains(variable.help), "{}", variable.name);
+        }
+    }
+}

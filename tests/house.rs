@@ -189,6 +189,9 @@ fn rooms_beside_each_other_do_not_know_each_other() {
         ("nats", &["webhook", "plugin", "source", "relay", "config", "command"]),
         ("source", &["webhook", "plugin", "relay", "config", "command"]),
         ("relay", &["config", "command"]),
+        ("gateway", &["webhook", "plugin", "source", "relay", "config", "command", "serve"]),
+        ("serve", &["plugin", "source", "relay", "config", "command", "gateway"]),
+        ("exchange", &["nats", "webhook", "plugin", "source", "relay", "config", "command"]),
         ("observe", &["webhook", "plugin", "nats", "source", "relay", "config", "command"]),
         ("message", &["observe", "webhook", "plugin", "nats", "source", "relay", "config"]),
     ] {
