@@ -185,7 +185,8 @@ fn command_line() -> Command {
 /// What `gateway` and `serve` share with the relay.
 const SHARED: &str = "
 The variables of the connection (NATS_HOST, NATS_CREDS, NATS_CONTEXT ...), SHUTDOWN_GRACE,
-HTTP_LISTEN, LOG_FORMAT and RUST_LOG mean what they mean for the relay: see nats-webhook-relay --help.
+HTTP_LISTEN, LOG_FORMAT and RUST_LOG mean what they mean for the relay:
+see nats-webhook-relay --help.
 ";
 
 /// Relays until SIGTERM or SIGINT.

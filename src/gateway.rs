@@ -18,13 +18,15 @@ use crate::subject::{MAX_SUBJECT_BYTES, Prefix};
 use async_nats::{HeaderMap, RequestErrorKind};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
-use reqwest::header::{CONTENT_LENGTH, HOST, HeaderValue};
+use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, HOST, HeaderValue};
+use reqwest::{Method, StatusCode};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::bytes::Bytes;
+use tracing::info;
 
 pub(crate) const LISTEN: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
@@ -88,10 +90,18 @@ impl Gateway {
 
     /// The response to a request from `peer`.
     async fn respond(&self, request: hyper::Request<Incoming>, peer: SocketAddr) -> Response {
-        match self.exchange(request, peer).await {
+        let (method, began) = (request.method().clone(), Instant::now());
+        let mut response = match self.exchange(request, peer).await {
             Ok(response) => response,
             Err(refusal) => refusal.response(self.settings.format),
+        };
+        if [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&response.status) {
+            response.body = Bytes::new();
         }
+        let (status, bytes) = (response.status.as_u16(), response.body.len());
+        let elapsed_ms = began.elapsed().as_millis() as u64;
+        info!(%peer, %method, status, bytes, elapsed_ms, "answered a request");
+        response
     }
 
     async fn exchange(
@@ -101,6 +111,9 @@ impl Gateway {
     ) -> Result<Response, Refusal> {
         let deadline = Instant::now() + self.settings.timeout;
         let _working = self.admit(&request)?;
+        if request.method() == Method::CONNECT {
+            return Err(Malformed::new("CONNECT is for proxies").into());
+        }
         let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
         let target = target.to_owned();
         let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
@@ -117,6 +130,7 @@ impl Gateway {
             return Err(Refusal::unsigned());
         }
         let mut headers = parts.headers;
+        self.withhold(&mut headers);
         forwarded(&mut headers, peer, &host);
         let id = message_id(&headers, &body);
         let request = Request { method: parts.method, target, headers, body };
@@ -131,6 +145,17 @@ impl Gateway {
             return Err(Refusal::no_token());
         }
         self.limit.clone().try_acquire_owned().map_err(|_| Refusal::busy())
+    }
+
+    /// Takes away what the gateway keeps to itself, and what the operator sets.
+    fn withhold(&self, headers: &mut reqwest::header::HeaderMap) {
+        if !self.settings.tokens.is_empty() {
+            headers.remove(AUTHORIZATION);
+        }
+        for (name, _) in self.settings.headers.iter() {
+            let name: &str = name.as_ref();
+            headers.remove(name.to_ascii_lowercase());
+        }
     }
 
     /// Where the message for a request goes; without its method, which some formats add.

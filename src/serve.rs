@@ -15,8 +15,8 @@ use async_nats::service::{self, ServiceExt};
 use async_nats::{Client, ServerInfo};
 use futures_util::StreamExt;
 use futures_util::stream::SelectAll;
-use reqwest::StatusCode;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::{Method, StatusCode};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -27,8 +27,8 @@ use tracing::{debug, info};
 /// Time for an answer of the backend, and requests at once, unless something else is said.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) const MAX_IN_FLIGHT: usize = 1024;
-/// For each request that is worked on, so many may wait.
-const WAITING: usize = 8;
+/// So many requests are held for each that may be worked on.
+const WAITING: usize = 2;
 /// What one reply may need beside its headers and payload.
 const OVERHEAD: usize = 1024;
 
@@ -177,7 +177,7 @@ impl Backend {
                 nats_proxy::read_request(self.tokens(&message.subject), &message.payload)
             }
         };
-        let read = read.and_then(|request| path::to_tokens(&request.target).map(|_| request));
+        let read = read.and_then(checked);
         match read {
             Ok(request) => self.call(request, limit).await,
             Err(malformed) => said(StatusCode::BAD_REQUEST, &malformed.0),
@@ -193,7 +193,11 @@ impl Backend {
     }
 
     async fn call(&self, request: Request, keep: usize) -> Response {
-        let Request { method, target, headers, body } = request;
+        let Request { method, target, mut headers, body } = request;
+        if body.is_empty() && [Method::POST, Method::PUT, Method::PATCH].contains(&method) {
+            // hyper leaves it out, and some servers then answer 411 Length Required.
+            headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+        }
         let timeout = self.settings.timeout;
         let call = Call { method, target: Some(target), headers, body, timeout, keep };
         match self.endpoint.send(call).await {
@@ -241,7 +245,7 @@ impl Backend {
     fn parcel(&self, mut response: Response, server: &ServerInfo) -> Result<Parcel, Malformed> {
         match self.settings.format {
             Format::Plain => plain::response(response),
-            Format::NatsProxy => nats_proxy::response(&response).map(|parcel| parcel),
+            Format::NatsProxy => nats_proxy::response(&response),
             Format::Roundtripper => {
                 let id: String = std::iter::repeat_with(fastrand::alphanumeric).take(22).collect();
                 let client = server.client_id.to_string();
@@ -260,6 +264,16 @@ impl Backend {
                 Ok(roundtripper::response(&response))
             }
         }
+    }
+}
+
+/// A request whose target means to the backend what it says: neither a fragment nor a backslash,
+/// which URLs take for a slash, nor a way up.
+fn checked(request: Request) -> Result<Request, Malformed> {
+    path::to_tokens(&request.target)?;
+    match request.target.contains(['#', '\\']) {
+        true => Err(Malformed::new("the target has a # or a backslash")),
+        false => Ok(request),
     }
 }
 

@@ -14,7 +14,8 @@ fuzz_target!(|data: &[u8]| {
         assert_eq!(path::to_tokens(&back).unwrap(), tokens, "{back}");
     }
     let _ = path::from_tokens(&text);
-    let _ = path::to_literal_tokens(&text).map(|tokens| assert!(tokens.is_empty() || check(&tokens).is_ok()));
+    let _ = path::to_literal_tokens(&text)
+        .map(|tokens| assert!(tokens.is_empty() || check(&tokens).is_ok()));
     let payload = data.to_vec();
     if let Ok(response) = roundtripper::read_response(&payload.clone().into()) {
         assert!(response.status.as_u16() >= 200);

@@ -34,10 +34,10 @@ pub fn to_tokens(target: &str) -> Result<String, Malformed> {
     let Some(path) = path.strip_prefix('/') else {
         return Err(Malformed::new("the request target is not a path: it does not begin with /"));
     };
-    let path = path.strip_suffix('/').unwrap_or(path);
     if path.is_empty() {
         return Ok(String::new());
     }
+    let path = path.strip_suffix('/').unwrap_or(path);
     let mut tokens = String::new();
     for segment in path.split('/') {
         let decoded: Vec<u8> = percent_decode_str(segment).collect();
@@ -166,7 +166,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn different_paths_are_different_subjects(bytes in prop::collection::vec(any::<u8>(), 1..20)) {
+        fn different_paths_are_different_subjects(
+            bytes in prop::collection::vec(any::<u8>(), 1..20),
+        ) {
             let segment: String = bytes.iter().map(|byte| format!("%{byte:02x}")).collect();
             let target = format!("/{segment}");
             if let Ok(tokens) = to_tokens(&target) {

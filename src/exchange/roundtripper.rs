@@ -253,7 +253,8 @@ mod tests {
             ("HTTP/0.0 499 status code 499\r\n\r\n", 499, ""),
             ("HTTP/2.0 200 OK\n\ntill the end", 200, "till the end"),
             (
-                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n",
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\
+                 \r\n",
                 200,
                 "abcde",
             ),

@@ -185,7 +185,8 @@ mod tests {
             verifier.accepts(&good, body, at(time))
                 && verifier.accepts(&good, body, at(time + 299))
         );
-        let both = signed(id, "1614265330", &format!("v1,AAAA {signature}"));
+        let two = format!("v1,AAAA {signature}");
+        let both = signed(id, "1614265330", &two);
         assert!(verifier.accepts(&both, body, at(time - 299)));
         for (headers, body, now) in [
             (good.clone(), &body[1..], at(time)),
