@@ -16,9 +16,8 @@ pub const STATUS: &str = "Http-Status";
 /// Whether `name` describes the exchange itself, in one of the two protocols.
 fn is_ours(name: &str) -> bool {
     let folded = name.to_ascii_lowercase();
-    folded.starts_with("nats-")
-        || [METHOD, TARGET, STATUS].iter().any(|ours| *ours == name)
-        || ["http-method", "http-target", "http-status"].contains(&folded.as_str())
+    let ours = [METHOD, TARGET, STATUS].iter().any(|ours| ours.eq_ignore_ascii_case(name));
+    ours || folded.starts_with("nats-")
 }
 
 /// The names that a `Connection` header lists: they belong to one hop (RFC 9110, section 7.6.1).

@@ -8,6 +8,7 @@ use prost::Message as _;
 use reqwest::header::{self, HeaderName, HeaderValue};
 use reqwest::{Method, StatusCode};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use tokio_util::bytes::Bytes;
 
 /// A request or a response.
@@ -47,10 +48,13 @@ impl Message {
             let value =
                 value.map_err(|_| Malformed::new(format!("the header {name} is not UTF-8")))?;
             let name = canonical(name.as_str());
-            if message.header.contains_key(&name) {
-                message.more.extend([name, value.to_owned()]);
-            } else {
-                message.header.insert(name, value.to_owned());
+            match message.header.entry(name) {
+                Entry::Vacant(first) => {
+                    first.insert(value.to_owned());
+                }
+                Entry::Occupied(first) => {
+                    message.more.extend([first.key().clone(), value.to_owned()]);
+                }
             }
         }
         Ok(message)
