@@ -28,7 +28,7 @@ pub(crate) struct Api {
 pub(crate) enum ApiError {
     /// Nobody listens where the API should be.
     #[error(
-        "JetStream is not switched on: start nats-server with -js, or put jetstream {{}} into its \
+        "JetStream is not enabled: start nats-server with -js, or put jetstream {{}} into its \
          configuration (asked {0})"
     )]
     Off(String),
