@@ -58,7 +58,7 @@ fn execute(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         return runtime.block_on(plugin::main(matches));
     }
     let is_check = matches.subcommand_name() == Some("check");
-    let task = match Task::read(&matches) {
+    let (task, unknown) = match Task::read(&matches) {
         Ok(task) => task,
         Err(mistakes) => {
             log::complain(format_args!("nats-webhook-relay: {mistakes}"));
@@ -66,6 +66,7 @@ fn execute(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         }
     };
     log::start(task.log());
+    unknown.iter().for_each(|variable| warn!(variable, "unknown variable"));
     // For both clients; a second call would find it installed, which is as good.
     let _ = async_nats::rustls::crypto::ring::default_provider().install_default();
     let result = runtime.block_on(task.run(is_check));
@@ -87,35 +88,46 @@ fn execute(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 
 /// What the command line asks for, with its settings.
 enum Task {
-    Relay(Box<Config>, Vec<String>),
+    Relay(Box<Config>),
     Gateway(Box<(Shared, crate::gateway::Settings)>),
     Serve(Box<(Shared, Backend)>),
 }
 
 impl Task {
-    fn read(matches: &ArgMatches) -> Result<Self, Mistakes> {
+    /// The task, and warnings about variables that are unknown.
+    fn read(matches: &ArgMatches) -> Result<(Self, Vec<String>), Mistakes> {
         let environment = Environment::load(Path::new("."))?;
         let name = match matches.subcommand() {
             Some(("check", matches)) => matches.subcommand_name(),
             Some((name, _)) => Some(name),
             None => None,
         };
-        Ok(match name {
-            Some("gateway") => Self::Gateway(Box::new(config::gateway(&environment)?)),
-            Some("serve") => Self::Serve(Box::new(config::serve(&environment)?)),
-            _ => {
-                let unknown = config::unknown(&environment);
-                match Config::from_environment(&environment) {
-                    Ok(config) => Self::Relay(Box::new(config), unknown),
-                    Err(mistakes) => return Err(mistakes.and(unknown)),
-                }
-            }
-        })
+        let of = |variables: &[_], prefix: &str| {
+            config::unknown_of(&environment, variables, |name| name.starts_with(prefix))
+        };
+        let (task, unknown) = match name {
+            Some("gateway") => (
+                config::gateway(&environment).map(|gateway| Self::Gateway(Box::new(gateway))),
+                of(config::GATEWAY_VARIABLES, "GATEWAY_"),
+            ),
+            Some("serve") => (
+                config::serve(&environment).map(|serve| Self::Serve(Box::new(serve))),
+                of(config::SERVE_VARIABLES, "SERVE_"),
+            ),
+            _ => (
+                Config::from_environment(&environment).map(|config| Self::Relay(Box::new(config))),
+                config::unknown(&environment),
+            ),
+        };
+        match task {
+            Ok(task) => Ok((task, unknown)),
+            Err(mistakes) => Err(mistakes.and(unknown)),
+        }
     }
 
     fn log(&self) -> &log::Settings {
         match self {
-            Self::Relay(config, _) => &config.log,
+            Self::Relay(config) => &config.log,
             Self::Gateway(gateway) => &gateway.0.log,
             Self::Serve(serve) => &serve.0.log,
         }
@@ -123,10 +135,8 @@ impl Task {
 
     async fn run(self, is_check: bool) -> anyhow::Result<()> {
         match self {
-            Self::Relay(config, unknown) => {
-                unknown.iter().for_each(|variable| warn!(variable, "unknown variable"));
-                if is_check { check::check(&config).await } else { run(&config).await }
-            }
+            Self::Relay(config) if is_check => check::check(&config).await,
+            Self::Relay(config) => run(&config).await,
             Self::Gateway(gateway) => {
                 let (shared, settings) = *gateway;
                 match is_check {

@@ -13,10 +13,10 @@ mod source;
 mod variables;
 mod webhook;
 
-pub(crate) use crate::config::variables::help_of;
 pub use crate::config::variables::{
     GATEWAY_VARIABLES, SERVE_VARIABLES, VARIABLES, Variable, help, unknown,
 };
+pub(crate) use crate::config::variables::{help_of, unknown_of};
 
 use crate::config::environment::Environment;
 use crate::config::reader::{DURATION, Reader, duration, number};

@@ -428,6 +428,34 @@ async fn an_unknown_variable_is_warned_about_with_the_nearest_name_and_does_not_
     }
     assert!(relay.stop().await.success());
 
+    // The subcommands know their own.
+    for (subcommand, variables, nearest) in [
+        (
+            "gateway",
+            [
+                ("GATEWAY_SUBJECT", "hooks"),
+                ("GATEWAY_LISTEN", "127.0.0.1:0"),
+                ("GATEWAY_TOKENS", SECRET),
+            ],
+            "GATEWAY_TOKENS is not a variable of this program; the nearest is GATEWAY_TOKEN",
+        ),
+        (
+            "serve",
+            [
+                ("SERVE_SUBJECT_PREFIX", "api"),
+                ("SERVE_DESTINATION", "http://127.0.0.1:1/"),
+                ("SERVE_TIMEOUTS", SECRET),
+            ],
+            "SERVE_TIMEOUTS is not a variable of this program; the nearest is SERVE_TIMEOUT",
+        ),
+    ] {
+        let mut relay = Relay::subcommand(subcommand, &url, &variables).await;
+        let lines = relay.lines("unknown variable");
+        assert!(lines.len() == 1 && lines[0].contains(nearest), "{lines:?}");
+        assert!(!lines[0].contains(SECRET), "{lines:?}");
+        assert!(relay.stop().await.success());
+    }
+
     // Beside mistakes, where a misspelt name is often the reason.
     let found = mistakes_with(&[
         ("WEBHOOK_DESTINATION", ""),

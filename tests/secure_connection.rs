@@ -836,6 +836,24 @@ async fn the_selected_context_is_named_at_the_start_and_counts_only_without_a_se
 }
 
 #[tokio::test]
+async fn with_nats_env_no_context_counts_and_a_user_alone_is_a_token() {
+    let nats = NatsServer::with_config("authorization { token: hunter2 }");
+    let url = nats.url();
+    let folder = context("prod", &json!({"url": "nats://127.0.0.1:1", "token": "other"}), true);
+    let xdg = ("XDG_CONFIG_HOME", folder.path().to_str().unwrap());
+    let user = ("NATS_USER", SECRET);
+    for context in [&[][..], &[("NATS_CONTEXT", "prod")], &[("NATS_CONTEXT", "gone")]] {
+        let variables = [&[xdg, user, ("NATS_ENV", "true"), ("NATS_URL", &url)], context].concat();
+        let output = assert_connects("", &variables, &[SECRET]);
+        assert!(!output.contains("context"), "{output}");
+    }
+    assert_refuses(&url, &[user], &[SECRET], 1, &["refused the login"]);
+    // Nothing says where the server is: the usual place, not the selected context's.
+    let (_, output) = check("", &[xdg, user, ("NATS_ENV", "true")], &[SECRET]);
+    assert!(!output.contains("mistake") && !output.contains("127.0.0.1:1:"), "{output}");
+}
+
+#[tokio::test]
 async fn what_is_set_wins_over_the_context_field_by_field() {
     let operator = Operator::new();
     let with_operator = operator.server();

@@ -7,8 +7,8 @@ use crate::certificates;
 use crate::config::context::Context;
 use crate::config::reader::{Reader, is_subject};
 use crate::config::variables::{
-    NATS_CA, NATS_CERT, NATS_CONTEXT, NATS_CREDS, NATS_HOST, NATS_INBOX_PREFIX, NATS_JWT, NATS_KEY,
-    NATS_NKEY, NATS_PASS, NATS_SEED, NATS_TLS_FIRST, NATS_TOKEN, NATS_USER, Variable,
+    NATS_CA, NATS_CERT, NATS_CONTEXT, NATS_CREDS, NATS_ENV, NATS_HOST, NATS_INBOX_PREFIX, NATS_JWT,
+    NATS_KEY, NATS_NKEY, NATS_PASS, NATS_SEED, NATS_TLS_FIRST, NATS_TOKEN, NATS_USER, Variable,
 };
 use crate::nats::jwt::Claims;
 use crate::nats::login::{Login, SecretSource, user_key};
@@ -21,7 +21,7 @@ use percent_encoding::percent_decode_str;
 use reqwest::Url;
 use std::path::{Path, PathBuf};
 
-/// Where the `nats` command line connects to when a context has no URL.
+/// Where the `nats` command line and nats-roundtripper connect to when nothing names a URL.
 const DEFAULT_URL: &str = "nats://127.0.0.1:4222";
 const FROM_URL: &str = "the user info in NATS_HOST, or set NATS_USER and NATS_PASS";
 
@@ -35,6 +35,8 @@ struct Told<T> {
 pub(super) struct Connection {
     /// Whether they name servers themselves.
     has_host: bool,
+    /// Whether they alone count, as nats-roundtripper reads them.
+    is_env: bool,
     pub(super) context: Option<Context>,
     /// Whether a context was asked for and could not be read.
     is_unreadable: bool,
@@ -47,22 +49,24 @@ impl Reader<'_> {
             [name, &format!("{name}_FILE")].iter().any(|name| self.environment.get(name).is_some())
         };
         let has_host = NATS_HOST.names().any(is_set);
-        let context = match self.text(&NATS_CONTEXT) {
+        let is_env = self.flag(&NATS_ENV);
+        let context = match self.text(&NATS_CONTEXT).filter(|_| !is_env) {
             Some(name) => Context::named(self.environment, &name).map(Some),
-            None if has_host => Ok(None),
+            None if has_host || is_env => Ok(None),
             None => Context::selected(self.environment),
         };
         let context = self.good(context.map_err(|error| format!("NATS_CONTEXT: {error}")));
         let is_unreadable = context.is_none();
-        Connection { has_host, context: context.flatten(), is_unreadable }
+        Connection { has_host, is_env, context: context.flatten(), is_unreadable }
     }
 
     pub(super) fn nats(&mut self, connection: &Connection) -> Option<Settings> {
-        let Connection { has_host, context, is_unreadable } = connection;
+        let Connection { has_host, is_env, context, is_unreadable } = connection;
         let context = context.as_ref();
         let urls = match (has_host, context) {
             (false, Some(context)) => self.context_servers(context),
             (false, None) if *is_unreadable => None,
+            (false, None) if *is_env => servers(DEFAULT_URL),
             _ => self.required(
                 &NATS_HOST,
                 "server URLs (nats:// tls:// ws:// wss://) separated by commas",
@@ -70,7 +74,13 @@ impl Reader<'_> {
             ),
         };
         let known = urls.as_deref().unwrap_or_default();
-        let login = self.login(known, *has_host, context);
+        let mut login = self.login(known, *has_host, context);
+        if *is_env
+            && let Login::Password { user, password } = &login.value
+            && password.expose().is_empty()
+        {
+            login.value = Login::Token(Secret::new(user.as_str()));
+        }
         let tls = self.tls(known, context);
         let expected = "a subject prefix such as _INBOX_relay";
         let inbox_prefix = self.optional(&NATS_INBOX_PREFIX, expected, is_subject);

@@ -102,6 +102,11 @@ variables! {
         "Name or path of a context of the nats command line; variables take precedence over \
          it. Default: the selected context, if NATS_HOST is not set.",
     ),
+    NATS_ENV: plain(
+        "true: no context is read, not even the selected one; NATS_HOST is by default \
+         nats://127.0.0.1:4222, and NATS_USER without NATS_PASS is a token. As in \
+         nats-roundtripper.",
+    ).or("false"),
     NATS_INBOX_PREFIX: plain(
         "Prefix of the subjects for confirmations. Default: _INBOX.",
     ),
@@ -295,24 +300,36 @@ variables! {
     ).or("nrt"),
 }
 
-/// A warning for each variable that is set, looks like one of ours and is none, with the nearest
-/// name.
+/// A warning for each variable that is set, looks like one of the relay's and is none, with the
+/// nearest name.
 #[must_use]
 pub fn unknown(environment: &Environment) -> Vec<String> {
+    // With plugins, what begins with PLUGIN_ may be theirs; they check it when they are loaded.
+    let has_plugins = environment.get(PLUGINS.name).is_some();
+    unknown_of(environment, VARIABLES, |name| {
+        name.starts_with("WEBHOOK_")
+            || name.starts_with("PLUGIN") && !(has_plugins && name.starts_with("PLUGIN_"))
+    })
+}
+
+/// The same of some variables, which are told by their names.
+pub(crate) fn unknown_of(
+    environment: &Environment,
+    variables: &[Variable],
+    is_ours: impl Fn(&str) -> bool,
+) -> Vec<String> {
     let known = || {
-        VARIABLES.iter().flat_map(|variable| {
+        variables.iter().flat_map(|variable| {
             variable.names().flat_map(|name| {
                 let file = variable.secret.then(|| format!("{name}_FILE"));
                 std::iter::once(name.to_owned()).chain(file)
             })
         })
     };
-    // With plugins, what begins with PLUGIN_ may be theirs; they check it when they are loaded.
-    let theirs = |name: &str| name.starts_with("PLUGIN_") && environment.get("PLUGINS").is_some();
-    let ours =
-        |name: &&str| (name.starts_with("WEBHOOK_") || name.starts_with("PLUGIN")) && !theirs(name);
-    let strange =
-        environment.names().filter(ours).filter(|name| known().all(|known| known != **name));
+    let strange = environment
+        .names()
+        .filter(|name| is_ours(name))
+        .filter(|name| known().all(|known| known != **name));
     let likeness = |known: &str, name: &str| strsim::jaro_winkler(known, name);
     strange
         .map(|name| {
@@ -394,7 +411,7 @@ mod tests {
     #[test]
     fn no_name_means_two_things() {
         let mut names = BTreeSet::new();
-        for variable in VARIABLES {
+        for variable in VARIABLES.iter().chain(GATEWAY_VARIABLES).chain(SERVE_VARIABLES) {
             for name in std::iter::once(&variable.name).chain(variable.aliases) {
                 assert!(names.insert(*name), "{name} is in the table twice");
             }
