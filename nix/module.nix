@@ -58,7 +58,7 @@ in
           };
         }
       '';
-      description = "More relays, each with the options above and a unit `nats-webhook-relay-NAME.service`. They take nothing over from the options above except `package`, and run unless their `enable` is false.";
+      description = "More relays, gateways and services, each with the options above and a unit `nats-webhook-relay-NAME.service`. They take nothing over from the options above except `package`, and run unless their `enable` is false.";
     };
   };
 

@@ -1,4 +1,4 @@
-# The options of one relay: those of services.nats-webhook-relay, and of each of its instances.
+# The options of one unit: those of services.nats-webhook-relay, and of each of its instances.
 { lib }:
 let
   inherit (lib) literalExpression mkOption types;
@@ -29,6 +29,14 @@ let
     );
 in
 {
+  command = optional (types.enum [
+    "gateway"
+    "serve"
+  ]) {
+    example = "gateway";
+    description = "Subcommand that runs instead of the relay: `gateway` (HTTP to NATS) or `serve` (NATS to HTTP). Its variables belong in `settings` and `secretFiles`.";
+  };
+
   webhookDestination = optional (types.either types.str (types.listOf types.str)) {
     example = "https://my-domain.com/api/cache/webhook";
     description = "Required. URL that each message is POSTed to, or a list of them: all must accept a message before it is republished (`WEBHOOK_DESTINATION`).";

@@ -126,6 +126,45 @@ let
     message = "${option}.${option'} is required: ${meaning}";
   };
 
+  # Each format has another way to say which subjects are meant.
+  isRoundtripper = variable: environment.${variable} or "plain" == "roundtripper";
+  required =
+    if relay.command == null then
+      [
+        (require "webhookDestination" [
+          "WEBHOOK_DESTINATION"
+        ] ''the URL that messages are POSTed to, such as "https://my-domain.com/api/cache/webhook"'')
+        (require "natsSubjectPrefix" [
+          "NATS_SUBJECT_PREFIX"
+        ] ''the prefix of the subjects to listen on, such as "cms.cache"'')
+        (require "natsRelayedSubjectPrefix" [
+          "NATS_RELAYED_SUBJECT_PREFIX"
+        ] ''the prefix below which messages are republished, such as "relayed.cache"'')
+      ]
+    else if relay.command == "gateway" then
+      lib.optional (!isRoundtripper "GATEWAY_FORMAT") (
+        require "settings.GATEWAY_SUBJECT_PREFIX" [
+          "GATEWAY_SUBJECT_PREFIX"
+          "GATEWAY_SUBJECT"
+        ] ''the prefix of the subjects that requests are sent to, such as "hooks"''
+      )
+    else
+      [
+        (require "settings.SERVE_DESTINATION" [
+          "SERVE_DESTINATION"
+        ] ''the URL of the backend, such as "http://127.0.0.1:3000"'')
+        (
+          if isRoundtripper "SERVE_FORMAT" then
+            require "settings.SERVE_HOST" [
+              "SERVE_HOST"
+            ] ''the host that is served, such as "weather.nats"''
+          else
+            require "settings.SERVE_SUBJECT_PREFIX" [
+              "SERVE_SUBJECT_PREFIX"
+            ] ''the prefix of the subjects to listen on, such as "api"''
+        )
+      ];
+
   overlap = a: b: a == b || hasPrefix "${a}." b || hasPrefix "${b}." a;
   apart =
     a: b: why:
@@ -149,21 +188,12 @@ in
       assertion = name == "" || match "[A-Za-z0-9][A-Za-z0-9_.-]*" name != null;
       message = "${option}: a name begins with a letter or digit and has only letters, digits, '_', '.' and '-', because it is part of the unit's name";
     }
-    (require "webhookDestination" [
-      "WEBHOOK_DESTINATION"
-    ] ''the URL that messages are POSTed to, such as "https://my-domain.com/api/cache/webhook"'')
     (require "natsAddress" [
       "NATS_HOST"
       "NATS_URL"
       "NATS_ADDRESS"
       "NATS_CONTEXT"
     ] ''the URL of the NATS server, such as "nats://my-nats"'')
-    (require "natsSubjectPrefix" [
-      "NATS_SUBJECT_PREFIX"
-    ] ''the prefix of the subjects to listen on, such as "cms.cache"'')
-    (require "natsRelayedSubjectPrefix" [
-      "NATS_RELAYED_SUBJECT_PREFIX"
-    ] ''the prefix below which messages are republished, such as "relayed.cache"'')
     (apart "NATS_RELAYED_SUBJECT_PREFIX" "NATS_SUBJECT_PREFIX"
       "the relay would receive what it publishes, a loop"
     )
@@ -177,7 +207,12 @@ in
       assertion = !(environment ? NATS_PASS || environment ? NATS_PASS_FILE) || has [ "NATS_USER" ];
       message = "${option}: there is a password but no natsUser";
     }
+    {
+      assertion = relay.command == null || !hasPlugins;
+      message = "${option}.plugins: ${text relay.command} has no plugins";
+    }
   ]
+  ++ required
   ++ map (name: {
     assertion = !(environment ? "${name}_FILE");
     message = "${option}: both ${name} and ${name}_FILE are set (by natsPassword, natsPasswordFile, settings, secretFiles, pluginSettings or pluginSecretFiles); keep one";
@@ -247,11 +282,16 @@ in
           "NATS_SEED"
           "NATS_TOKEN"
           "WEBHOOK_SECRET"
+          "GATEWAY_SECRET"
+          "GATEWAY_TOKEN"
         ]
       );
 
   service = {
-    description = "NATS webhook relay" + lib.optionalString (name != "") " ${name}";
+    description =
+      "NATS webhook relay"
+      + lib.optionalString (relay.command != null) ", ${relay.command}"
+      + lib.optionalString (name != "") " ${name}";
     wantedBy = [ "multi-user.target" ];
     wants = [ "network-online.target" ];
     after = [ "network-online.target" ];
@@ -265,7 +305,7 @@ in
       # Started means subscribed. If NATS is not there, the start fails after TimeoutStartSec and is tried again.
       Type = "notify";
       NotifyAccess = "main";
-      ExecStart = program;
+      ExecStart = program + lib.optionalString (relay.command != null) " ${relay.command}";
       Restart = "always";
       RestartSec = 2;
       # A mistake in the configuration stays one.

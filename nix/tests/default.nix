@@ -210,6 +210,21 @@ let
     user = "relay";
     group = "www";
   };
+  gateway = {
+    enable = true;
+    command = "gateway";
+    natsAddress = "nats://my-nats";
+    settings.GATEWAY_SUBJECT_PREFIX = "hooks";
+  };
+  serve = {
+    enable = true;
+    command = "serve";
+    natsAddress = "nats://my-nats";
+    settings = {
+      SERVE_DESTINATION = "http://127.0.0.1:3000";
+      SERVE_SUBJECT_PREFIX = "api";
+    };
+  };
   several = plain // {
     instances = {
       shop = plain // {
@@ -385,6 +400,66 @@ let
         ];
     "enough files" = is (service plain).LimitNOFILE 65536;
 
+    # Subcommands
+    "a subcommand needs nothing of the relay" = is (broken gateway ++ broken serve) [ ];
+    "a subcommand is run" =
+      is
+        [
+          (service gateway).ExecStart
+          (service serve).ExecStart
+          (only serve).description
+        ]
+        [
+          "${package}/bin/nats-webhook-relay gateway"
+          "${package}/bin/nats-webhook-relay serve"
+          "NATS webhook relay, serve"
+        ];
+    "its variables are set" = is (environment gateway) {
+      NATS_HOST = "nats://my-nats";
+      GATEWAY_SUBJECT_PREFIX = "hooks";
+      RUST_LOG = "info";
+    };
+    "another subcommand is refused" = refused (gateway // { command = "plugin"; });
+    "a gateway needs a subject" = says "settings.GATEWAY_SUBJECT_PREFIX is required" (
+      removeAttrs gateway [ "settings" ]
+    );
+    "one fixed subject is enough" = is (broken (
+      gateway // { settings.GATEWAY_SUBJECT = "hooks.stripe"; }
+    )) [ ];
+    "the hosts of requests are enough, in the format that has them" = is (broken (
+      gateway // { settings.GATEWAY_FORMAT = "roundtripper"; }
+    )) [ ];
+    "a service needs a backend" = says "settings.SERVE_DESTINATION is required" (
+      serve // { settings.SERVE_SUBJECT_PREFIX = "api"; }
+    );
+    "a service needs subjects" = says "settings.SERVE_SUBJECT_PREFIX is required" (
+      serve // { settings.SERVE_DESTINATION = "http://b"; }
+    );
+    "or a host, in the format that has them" = says "settings.SERVE_HOST is required" (
+      serve
+      // {
+        settings = serve.settings // {
+          SERVE_FORMAT = "roundtripper";
+        };
+      }
+    );
+    "a subcommand has no plugins" = says "gateway has no plugins" (
+      gateway // { plugins = [ plugins.outside ]; }
+    );
+    "its secrets in the store are warned about" =
+      is
+        (map (lib.hasInfix "secretFiles.GATEWAY_TOKEN")
+          (with' (
+            gateway
+            // {
+              settings = gateway.settings // {
+                GATEWAY_TOKEN = "t";
+              };
+            }
+          )).warnings
+        )
+        [ true ];
+
     # Options and settings
     "every option reaches its variable" = is (removeAttrs (environment everything) [ "PLUGINS" ]) {
       WEBHOOK_DESTINATION = "https://a/%%20?b=%%d http://b";
@@ -417,6 +492,7 @@ let
           removeAttrs (evaluate [ ]).options.services.nats-webhook-relay (lib.attrNames everything)
         ))
         [
+          "command"
           "instances"
           "natsPassword"
         ];

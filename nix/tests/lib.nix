@@ -294,6 +294,14 @@ let
       name = "anything";
       check = _: true;
     };
+    enum =
+      values:
+      mkType {
+        name = "enum";
+        description = "one of ${lib.concatMapStringsSep ", " (value: "\"${value}\"") values}";
+        descriptionClass = "conjunction";
+        check = value: elem value values;
+      };
     bool = mkType {
       name = "bool";
       description = "boolean";
