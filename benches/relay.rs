@@ -23,6 +23,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
+mod gateway;
 mod jetstream;
 mod plugins;
 
@@ -54,6 +55,8 @@ fn main() {
     let number = |index: usize| arguments[index].parse().unwrap();
     match arguments.get(1).map(String::as_str) {
         Some("endpoint") => runtime.block_on(endpoint(number(2))),
+        Some("responder") => runtime.block_on(gateway::responder(number(2), &arguments[3])),
+        Some("echo") => runtime.block_on(gateway::echo(number(2))),
         Some("bare") => {
             // As such a client is usually written, and on one thread as the relay runs.
             let mut builder = match arguments[2].as_str() {
@@ -71,6 +74,9 @@ fn main() {
             }
             if arguments.iter().any(|argument| argument == "--jetstream") {
                 return runtime.block_on(jetstream::compare(quick));
+            }
+            if arguments.iter().any(|argument| argument == "--gateway") {
+                return runtime.block_on(gateway::compare(quick));
             }
             let only = arguments
                 .iter()
@@ -376,34 +382,47 @@ struct Relay {
 
 impl Relay {
     fn start(nats: &str, destination: &str, log: &str, environment: &[(&str, String)]) -> Self {
+        let own = [
+            ("NATS_HOST", nats),
+            ("WEBHOOK_DESTINATION", destination),
+            ("NATS_SUBJECT_PREFIX", "cms.cache"),
+            ("NATS_RELAYED_SUBJECT_PREFIX", "relayed.cache"),
+        ];
+        let environment = environment.iter().map(|(name, value)| (*name, value.as_str()));
+        let environment: Vec<_> = own.into_iter().chain(environment).collect();
+        let log = format!("{log},nats_webhook_relay::command=info");
+        Self::spawn(&[], &environment, &log).0
+    }
+
+    /// `gateway` or `serve`, with the line that says that it is ready.
+    fn subcommand(name: &str, nats: &str, environment: &[(&str, &str)]) -> (Self, String) {
+        // Not the lines of single requests.
+        let log = "info,nats_webhook_relay::request=warn";
+        Self::spawn(&[name], &[&[("NATS_HOST", nats)], environment].concat(), log)
+    }
+
+    fn spawn(arguments: &[&str], environment: &[(&str, &str)], log: &str) -> (Self, String) {
         let folder = TempDir::new().unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_nats-webhook-relay"));
-        command.env_clear().current_dir(folder.path()).stderr(Stdio::piped()).stdin(Stdio::null());
-        command.env("NATS_HOST", nats).env("WEBHOOK_DESTINATION", destination);
-        command
-            .env("NATS_SUBJECT_PREFIX", "cms.cache")
-            .env("NATS_RELAYED_SUBJECT_PREFIX", "relayed.cache");
-        command.envs(environment.iter().map(|(name, value)| (name, value)));
-        command.env("RUST_LOG", format!("{log},nats_webhook_relay::command=info"));
+        command.args(arguments).env_clear().envs(environment.iter().copied()).env("RUST_LOG", log);
+        command.current_dir(folder.path()).stderr(Stdio::piped()).stdin(Stdio::null());
         let start = Instant::now();
         let mut process = command.spawn().unwrap();
         let log = lines(process.stderr.take().unwrap());
         let mut relay =
             Self { process: Process(process), ready_after: Duration::ZERO, log, _folder: folder };
-        relay.wait_for("ready");
+        let ready = relay.wait_for("ready");
         relay.ready_after = start.elapsed();
-        relay
+        (relay, ready)
     }
 
     fn pid(&self) -> String {
         self.process.0.id().to_string()
     }
 
-    fn wait_for(&self, text: &str) {
-        assert!(
-            self.log.iter().any(|line| line.contains(text)),
-            "the relay has ended before it logged '{text}'"
-        );
+    fn wait_for(&self, text: &str) -> String {
+        let line = self.log.iter().find(|line| line.contains(text));
+        line.unwrap_or_else(|| panic!("the relay has ended before it logged '{text}'"))
     }
 }
 

@@ -99,7 +99,10 @@ impl Gateway {
         }
         let (status, bytes) = (response.status.as_u16(), response.body.len());
         let elapsed_ms = began.elapsed().as_millis() as u64;
-        info!(%peer, %method, status, bytes, elapsed_ms, "answered a request");
+        info!(
+            target: exchange::REQUEST, %peer, %method, status, bytes, elapsed_ms,
+            "answered a request"
+        );
         response
     }
 

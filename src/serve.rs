@@ -4,7 +4,7 @@
 //! passed on as they are, and nothing is retried: whoever asked is there to do that.
 
 use crate::exchange::{
-    Format, Malformed, Parcel, Request, Response, nats_proxy, path, plain, roundtripper,
+    self, Format, Malformed, Parcel, Request, Response, nats_proxy, path, plain, roundtripper,
 };
 use crate::nats::link::Link;
 use crate::observe::supervisor::{self, Phase};
@@ -235,7 +235,8 @@ impl Backend {
             self.parcel(said(StatusCode::BAD_GATEWAY, &text), &server).unwrap_or_default()
         });
         let subject = &request.message.subject;
-        info!(%subject, status = status.as_u16(), bytes = size, "served");
+        let status = status.as_u16();
+        info!(target: exchange::REQUEST, %subject, status, bytes = size, "served");
         // It fails only when the client has ended, or nobody waits.
         if let Err(error) = request.respond_with_headers(Ok(payload), headers).await {
             debug!(%subject, %error, "a reply was not sent");
