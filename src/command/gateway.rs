@@ -40,7 +40,7 @@ pub(super) async fn run(shared: &Shared, settings: Settings) -> anyhow::Result<(
     let _ = readiness.set(Box::new(move || connected.is_connected()));
     info!(%address, to = described(&settings.to), "ready");
     supervisor::tell(Phase::Ready);
-    let gateway = Gateway::new(settings, &link, publisher);
+    let gateway = Gateway::new(settings, &link, publisher, &observer);
     let finished = server::serve(listener, gateway, stop, shared.grace).await;
     supervisor::tell(Phase::Stopping);
     info!("stopped");

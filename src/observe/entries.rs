@@ -1,6 +1,6 @@
 //! How each [`Event`] reads in the log. The console knows them by their names.
 
-use crate::observe::event::{Called, Event, Gap};
+use crate::observe::event::{Answer, Called, Event, Gap};
 use std::time::Duration;
 use tracing::{debug, error, info, warn};
 
@@ -21,6 +21,7 @@ const WEBHOOK: &str = "nats_webhook_relay::webhook";
 const NATS: &str = "nats_webhook_relay::nats";
 const RELOAD: &str = "nats_webhook_relay::plugin::reload";
 const OUTPUT: &str = "nats_webhook_relay::plugin::output";
+const REQUEST: &str = "nats_webhook_relay::request";
 
 /// Writes an event to the log, where it has something to say there.
 pub(crate) fn write(event: &Event<'_>) {
@@ -38,6 +39,7 @@ pub(crate) fn write(event: &Event<'_>) {
         | Event::DestinationFailing { .. }
         | Event::DestinationRecovered { .. }
         | Event::OutOfResources { .. } => calls(event),
+        Event::RequestAnswered { .. } | Event::RequestServed { .. } => request(event),
         Event::Gap(gap) => missed(gap),
         Event::Disconnected => {
             warn!(target: NATS, "lost the connection to NATS, reconnecting");
@@ -124,6 +126,20 @@ fn calls(event: &Event<'_>) {
             "cannot call webhooks because this machine is out of resources, retrying; this does \
              not count as an attempt"
         ),
+        _ => {}
+    }
+}
+
+fn request(event: &Event<'_>) {
+    match *event {
+        Event::RequestAnswered { peer, method, answer: Answer { status, bytes, elapsed } } => {
+            let elapsed_ms = milliseconds(elapsed);
+            info!(target: REQUEST, %peer, method, status, bytes, elapsed_ms, "answered a request");
+        }
+        Event::RequestServed { subject, answer: Answer { status, bytes, elapsed } } => {
+            let elapsed_ms = milliseconds(elapsed);
+            info!(target: REQUEST, %subject, status, bytes, elapsed_ms, "served");
+        }
         _ => {}
     }
 }

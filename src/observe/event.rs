@@ -55,6 +55,18 @@ pub(crate) enum Event<'a> {
         subject: &'a str,
     },
 
+    /// `gateway` has answered an HTTP request.
+    RequestAnswered {
+        peer: &'a dyn Display,
+        method: &'a str,
+        answer: Answer,
+    },
+    /// `serve` has answered a NATS request.
+    RequestServed {
+        subject: &'a str,
+        answer: Answer,
+    },
+
     /// A destination has begun, or continues, not to accept messages.
     DestinationFailing {
         destination: &'a str,
@@ -119,6 +131,16 @@ pub(crate) struct Called<'a> {
     pub(crate) attempt: u32,
     /// From the call to the end of its answer; `None` where there was no call.
     pub(crate) elapsed: Option<Duration>,
+}
+
+/// What a request was answered with.
+#[derive(Clone, Copy)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    /// Of the body.
+    pub(crate) bytes: usize,
+    /// From the request to the answer.
+    pub(crate) elapsed: Duration,
 }
 
 /// Why messages may have been missed.

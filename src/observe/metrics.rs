@@ -3,7 +3,7 @@
 //! Every message that is received ends in exactly one of `relayed`, `rejected`, `failed`,
 //! `given_back` and `pending`; what never became a message of ours is in `lost` and `gaps`.
 
-use crate::observe::event::{Called, Event, Gap};
+use crate::observe::event::{Answer, Called, Event, Gap};
 use crate::observe::lines;
 use crate::pending::Pending;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -32,6 +32,11 @@ struct CallFailedLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    status: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReloadLabels {
     result: &'static str,
 }
@@ -39,9 +44,11 @@ struct ReloadLabels {
 const LOADED: ReloadLabels = ReloadLabels { result: "loaded" };
 const REFUSED: ReloadLabels = ReloadLabels { result: "refused" };
 
-/// All counters of one relay.
+/// All counters of one process.
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
+    /// Whether it is a relay, and not `gateway` or `serve`.
+    is_relay: bool,
     received: Counter,
     relayed: Counter,
     rejected: Counter,
@@ -62,18 +69,35 @@ pub(crate) struct Metrics {
     hook_seconds: HookSeconds,
     hooks_failed: Family<CallFailedLabels, Counter>,
     reloads: Family<ReloadLabels, Counter>,
+    request_seconds: RequestSeconds,
 }
 
-/// Buckets from 1 ms to 60 s.
+/// From 1 ms to 60 s.
+const CALL_BUCKETS: [f64; 15] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+
 #[derive(Debug)]
 struct CallSeconds(Histogram);
 
 impl Default for CallSeconds {
     fn default() -> Self {
-        Self(Histogram::new([
-            0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
-            60.0,
-        ]))
+        Self(Histogram::new(CALL_BUCKETS))
+    }
+}
+
+#[derive(Debug)]
+struct RequestSeconds(Family<RequestLabels, Histogram, fn() -> Histogram>);
+
+impl Default for RequestSeconds {
+    fn default() -> Self {
+        let family =
+            Family::<RequestLabels, Histogram, fn() -> Histogram>::new_with_constructor(|| {
+                Histogram::new(CALL_BUCKETS)
+            });
+        for status in ["1xx", "2xx", "3xx", "4xx", "5xx"] {
+            drop(family.get_or_create(&RequestLabels { status }));
+        }
+        Self(family)
     }
 }
 
@@ -93,9 +117,9 @@ impl Default for HookSeconds {
 }
 
 impl Metrics {
-    /// Counters at zero, and gauges that mirror `pending`.
+    /// The counters of a relay at zero, and gauges that mirror `pending`.
     pub(crate) fn new(pending: &Pending) -> Self {
-        Self { pending: pending.clone(), ..Self::default() }
+        Self { is_relay: true, pending: pending.clone(), ..Self::default() }
     }
 
     pub(crate) fn received(&self) -> u64 {
@@ -175,6 +199,9 @@ impl Metrics {
             }
             Event::PluginsReloaded { .. } => inc(&self.reloads.get_or_create(&LOADED)),
             Event::PluginsKept { .. } => inc(&self.reloads.get_or_create(&REFUSED)),
+            Event::RequestAnswered { answer, .. } | Event::RequestServed { answer, .. } => {
+                self.answered(answer);
+            }
             Event::DestinationFailing { .. }
             | Event::DestinationRecovered { .. }
             | Event::OutOfResources { .. }
@@ -189,12 +216,33 @@ impl Metrics {
         }
     }
 
+    fn answered(&self, answer: Answer) {
+        let status = match answer.status {
+            ..200 => "1xx",
+            200..300 => "2xx",
+            300..400 => "3xx",
+            400..500 => "4xx",
+            500.. => "5xx",
+        };
+        let histogram = self.request_seconds.0.get_or_create(&RequestLabels { status });
+        histogram.observe(answer.elapsed.as_secs_f64());
+    }
+
     /// The counters in the OpenMetrics text format.
     pub(crate) fn encode(&self) -> String {
         let mut registry = Registry::with_prefix("nats_webhook_relay");
-        self.register_messages(&mut registry);
-        self.register_connection(&mut registry);
-        self.register_calls(&mut registry);
+        match self.is_relay {
+            true => {
+                self.register_messages(&mut registry);
+                self.register_calls(&mut registry);
+            }
+            false => {
+                let help = "Time from a request to its answer, by class of status";
+                let seconds = self.request_seconds.0.clone();
+                registry.register_with_unit("request", help, Unit::Seconds, seconds);
+            }
+        }
+        self.register_process(&mut registry);
         let mut text = String::new();
         // Writing into a String does not fail.
         let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
@@ -227,17 +275,18 @@ impl Metrics {
         let help = "Size of the messages waiting or being worked on";
         let bytes = gauge(self.pending.bytes());
         registry.register_with_unit("messages_pending", help, Unit::Bytes, bytes);
-    }
-
-    fn register_connection(&self, registry: &mut Registry) {
         let help = "Times in which messages may have been missed";
         registry.register("gaps", help, self.gaps.clone());
-        let help = "Connections to NATS made after the first";
-        registry.register("reconnects", help, self.reconnects.clone());
         let help = "Messages that wait in the stream";
         registry.register("stream_messages_pending", help, self.stream_pending.clone());
         let help = "1 while this replica is the one that works";
         registry.register("active", help, self.active.clone());
+    }
+
+    /// What each process has.
+    fn register_process(&self, registry: &mut Registry) {
+        let help = "Connections to NATS made after the first";
+        registry.register("reconnects", help, self.reconnects.clone());
         let dropped = Counter::<u64>::default();
         dropped.inc_by(lines::dropped() as u64);
         let help = "Log lines that standard error did not take";
