@@ -21,10 +21,11 @@ pub(crate) use crate::config::variables::{help_of, unknown_of};
 use crate::config::environment::Environment;
 use crate::config::reader::{DURATION, Reader, duration, number};
 use crate::config::variables::{
-    HTTP_LISTEN, LOG_FORMAT, MAX_IN_FLIGHT, NATS_FAILED_SUBJECT_PREFIX,
+    COALESCE, COALESCE_WINDOW, HTTP_LISTEN, LOG_FORMAT, MAX_IN_FLIGHT, NATS_FAILED_SUBJECT_PREFIX,
     NATS_RELAYED_SUBJECT_PREFIX, NATS_SUBJECT_PREFIX, RUST_LOG, SHUTDOWN_GRACE,
 };
 use crate::observe::log::{self, Format};
+use crate::relay::merge::{self, LONGEST_WINDOW, Which};
 use crate::relay::{self, MOST_IN_FLIGHT};
 use crate::subject::Prefix;
 use crate::webhook::destination::Destination;
@@ -181,7 +182,26 @@ impl Reader<'_> {
         let most = number(1..=MOST_IN_FLIGHT);
         let max_in_flight = self.or(&MAX_IN_FLIGHT, &expected, most, relay::MAX_IN_FLIGHT);
         let grace = self.or(&SHUTDOWN_GRACE, DURATION, duration(0), relay::GRACE);
-        Some(relay::Settings { listen: listen?, relayed: relayed?, failed, max_in_flight, grace })
+        let merge = self.merge();
+        let (listen, relayed) = (listen?, relayed?);
+        Some(relay::Settings { listen, relayed, failed, max_in_flight, merge, grace })
+    }
+
+    fn merge(&mut self) -> Option<merge::Settings> {
+        let which = |text: &str| match text {
+            "true" => Some(Some(Which::Equal)),
+            "subject" => Some(Some(Which::Subject)),
+            "false" => Some(None),
+            _ => None,
+        };
+        let which = self.or(&COALESCE, "true, subject or false", which, None);
+        let expected = "a duration up to 10s, such as 100ms";
+        let window = |text: &str| duration(0)(text).filter(|window| *window <= LONGEST_WINDOW);
+        let window = self.optional(&COALESCE_WINDOW, expected, window);
+        if which.is_none() && window.is_some_and(|window| !window.is_zero()) {
+            self.mistake("COALESCE_WINDOW: has no effect without COALESCE; set it, or unset this");
+        }
+        Some(merge::Settings { which: which?, window: window.unwrap_or_default() })
     }
 
     /// Refuses prefixes under which a message that the relay publishes would come back to it,

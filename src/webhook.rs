@@ -16,7 +16,7 @@ pub use delivery::Delivery;
 
 use crate::certificates::Certificates;
 use crate::headers::WEBHOOK_SIGNATURE;
-use crate::message::Outbound;
+use crate::message::{Message, Outbound};
 use crate::observe::Observer;
 use crate::observe::event::{self, Event};
 use crate::origin::Fate;
@@ -30,6 +30,7 @@ use futures_util::future::join_all;
 use reqwest::header::{self, HeaderMap};
 use reqwest::{Method, StatusCode};
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
@@ -81,14 +82,22 @@ struct Target {
     outage: Outage,
 }
 
-/// Proof that every destination answered 2xx for the message inside.
+/// Proof that every destination answered 2xx for the message inside, or for one that stood for
+/// it.
 #[must_use = "an accepted message is to be republished"]
-pub(crate) struct Accepted(Outbound);
+pub(crate) struct Accepted {
+    message: Arc<Message>,
+    relayed: Outbound,
+}
 
 impl Accepted {
+    pub(crate) fn message(&self) -> &Arc<Message> {
+        &self.message
+    }
+
     /// The message that may now be republished.
     pub(crate) fn into_relayed(self) -> Outbound {
-        self.0
+        self.relayed
     }
 }
 
@@ -165,7 +174,8 @@ impl Webhook {
         })
     }
 
-    /// Calls all destinations side by side, each until it has accepted or will not.
+    /// Calls all destinations side by side, each until it has accepted or will not. Returns the
+    /// proof for the message, and one for each that the call stood for.
     ///
     /// # Errors
     /// The destinations that did not accept, when all have come to an end.
@@ -174,17 +184,19 @@ impl Webhook {
         delivery: Delivery,
         slot: &Slot<'_>,
         working: Working,
-    ) -> Result<Accepted, Undelivered> {
+    ) -> Result<(Accepted, Vec<Accepted>), Undelivered> {
         let calls = self.targets.iter();
         let calls = calls.map(|target| self.deliver_to(target, &delivery, slot, working.clone()));
         let calls: Vec<_> = calls.collect();
         drop(working);
         let refusals: Vec<_> = join_all(calls).await.into_iter().filter_map(Result::err).collect();
-        if refusals.is_empty() {
-            Ok(Accepted(delivery.relayed))
-        } else {
-            Err(Undelivered(refusals))
+        if !refusals.is_empty() {
+            return Err(Undelivered(refusals));
         }
+        let accepted = |Delivery { message, relayed, .. }| Accepted { message, relayed };
+        let mut delivery = delivery;
+        let merged = std::mem::take(&mut delivery.merged);
+        Ok((accepted(delivery), merged.into_iter().map(accepted).collect()))
     }
 
     async fn deliver_to(
@@ -202,7 +214,9 @@ impl Webhook {
             let answer = Box::pin(self.call(target, delivery)).await;
             drop(working);
             let elapsed = called.elapsed();
-            let call = event::Called { message, destination, attempt, elapsed: Some(elapsed) };
+            let merged = delivery.merged.len();
+            let elapsed = Some(elapsed);
+            let call = event::Called { message, merged, destination, attempt, elapsed };
             let status = answer.as_ref().ok().map(|answer| answer.status);
             let verdict = verdict(status, &self.retry_status);
             if let (Verdict::Accepted, Some(status)) = (verdict, status) {
@@ -235,13 +249,13 @@ impl Webhook {
             };
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                () = message.origin.not_ours() => {
+                () = slot.message().origin.not_ours() => {
                     let error = format!("{error}; the stream no longer keeps the message");
                     return refusal(error, attempt - 1);
                 }
             }
             working = slot.enter().await;
-            if message.origin.fate() == Fate::GivenUp {
+            if slot.message().origin.fate() == Fate::GivenUp {
                 let error = format!("{error}; another replica relays the message");
                 return refusal(error, attempt - 1);
             }

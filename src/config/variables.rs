@@ -194,6 +194,14 @@ variables! {
         "Messages worked on at once, each on a different subject. A message that waits for a \
          retry does not count.",
     ).or("128"),
+    COALESCE: plain(
+        "true: messages that wait on one subject with equal payload, headers and plugin results \
+         share one call. subject: all that wait on one subject share the call of the newest. Each \
+         is relayed after that call was accepted.",
+    ).or("false"),
+    COALESCE_WINDOW: plain(
+        "With COALESCE: time to wait for more messages before a call.",
+    ).or("0s"),
     SHUTDOWN_GRACE: plain(
         "Time to finish what has arrived, on SIGTERM or SIGINT.",
     ).or("25s"),

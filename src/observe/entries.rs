@@ -52,6 +52,7 @@ pub(crate) fn write(event: &Event<'_>) {
             plugins(event);
         }
         Event::Refused { .. }
+        | Event::Merged(_)
         | Event::Dropped
         | Event::Redelivered
         | Event::StreamPending(_)
@@ -99,11 +100,13 @@ fn message(event: &Event<'_>) {
 
 fn calls(event: &Event<'_>) {
     match *event {
-        Event::Answered { call: Called { message, destination, attempt, elapsed }, status } => {
+        Event::Answered { call, status } => {
+            let Called { message, merged, destination, attempt, elapsed } = call;
             let elapsed_ms = milliseconds(elapsed.unwrap_or_default());
+            let merged = (merged > 0).then_some(merged);
             info!(
                 name: name::ANSWERED, target: WEBHOOK, subject = %message.subject,
-                id = %message.id, %destination, status, elapsed_ms, attempt, "answered"
+                id = %message.id, %destination, status, elapsed_ms, attempt, merged, "answered"
             );
         }
         Event::Retried { call: Called { message, destination, attempt, .. }, error, wait } => {

@@ -29,6 +29,8 @@ pub(crate) enum Event<'a> {
         error: &'a str,
         wait: Duration,
     },
+    /// A call that stood for so many other messages was accepted by all destinations.
+    Merged(usize),
     Relayed {
         message: &'a Message,
         relayed: &'a str,
@@ -127,6 +129,8 @@ pub(crate) enum Event<'a> {
 #[derive(Clone, Copy)]
 pub(crate) struct Called<'a> {
     pub(crate) message: &'a Message,
+    /// How many other messages the call stands for.
+    pub(crate) merged: usize,
     pub(crate) destination: &'a dyn Display,
     pub(crate) attempt: u32,
     /// From the call to the end of its answer; `None` where there was no call.

@@ -51,6 +51,7 @@ pub(crate) struct Metrics {
     is_relay: bool,
     received: Counter,
     relayed: Counter,
+    merged: Counter,
     rejected: Counter,
     given_back: Counter,
     failed: Family<FailedLabels, Counter>,
@@ -180,6 +181,9 @@ impl Metrics {
                     self.reconnects.inc();
                 }
             }
+            Event::Merged(messages) => {
+                self.merged.inc_by(messages as u64);
+            }
             Event::Dropped => inc(&self.lost),
             Event::Reconnected { .. } => inc(&self.reconnects),
             Event::Redelivered => inc(&self.redelivered),
@@ -255,6 +259,8 @@ impl Metrics {
         };
         counter("messages_received", "Messages received", &self.received);
         counter("messages_relayed", "Messages republished and confirmed", &self.relayed);
+        let help = "Messages that were accepted by the call of another one (COALESCE)";
+        counter("messages_merged", help, &self.merged);
         let help = "Messages that a plugin decided not to relay";
         counter("messages_rejected", help, &self.rejected);
         let help = "Messages that were received and given back to the stream";

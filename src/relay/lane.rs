@@ -50,6 +50,13 @@ impl Lanes {
         next
     }
 
+    /// The messages that wait behind `message`, the first of its lane: the oldest `most` of them.
+    pub(crate) fn behind(&self, message: &Message, most: usize) -> Vec<Arc<Message>> {
+        let lanes = self.lock();
+        let lane = lanes.get(&message.subject);
+        lane.into_iter().flatten().skip(1).take(most).cloned().collect()
+    }
+
     /// Returns when no message is left.
     pub(crate) async fn idle(&self) {
         loop {
