@@ -17,10 +17,10 @@ use crate::observe::supervisor::{self, Phase};
 use crate::observe::{Observer, log};
 use crate::pending::Pending;
 use crate::plugin::Plugins;
+use crate::relay::resync::{Reason, Resync};
 use crate::relay::{Relay, intake};
 use crate::source::stream::Parts;
 use crate::source::{Intake, Source};
-use crate::webhook::Webhook;
 use clap::{ArgMatches, Command};
 use rustix::process::{getpid, kill_process};
 use std::ffi::OsString;
@@ -206,13 +206,15 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     tokio::spawn(log::tell_dropped());
     raise_file_limit();
     let pending = Pending::default();
-    let observer = Observer::new(&pending, Vec::new());
+    let resync = config.relay.resync.as_ref().map(Resync::new);
+    let listeners = resync.iter().map(Resync::listener).collect();
+    let observer = Observer::new(&pending, listeners);
     let readiness = Readiness::default();
     announce(config);
     if let Some(address) = config.http_listen {
         monitor::start(address, observer.clone(), readiness.clone()).await?;
     }
-    let webhook = Webhook::new(&config.webhook, &observer)?;
+    let (webhook, resync_webhook) = setup::webhooks(config, &observer)?;
     let loaded = load_plugins(config, &observer);
     let Some(plugins) = unless(stop.as_mut(), loaded).await.transpose()? else {
         info!("stopped before the plugins were loaded");
@@ -246,7 +248,15 @@ async fn run(config: &Config) -> anyhow::Result<()> {
         Intake::Stream(_) => None,
     };
     let relay = Arc::new(relay);
+    if let Some(resync) = &resync {
+        // What was published before this is a gap.
+        resync.notice(Reason::Start, None);
+        tokio::spawn(resync.clone().run(relay.clone(), resync_webhook));
+    }
     let result = intake::run(settings, limits, source, &relay, &observer, &pending, stop).await;
+    if let Some(resync) = resync {
+        resync.finish().await;
+    }
     if let Some(plugins) = closing {
         plugins.close().await;
     }

@@ -9,6 +9,7 @@ mod exchange;
 mod nats;
 mod plugin;
 mod reader;
+mod resync;
 mod source;
 mod variables;
 mod webhook;
@@ -27,6 +28,7 @@ use crate::config::variables::{
 use crate::observe::log::{self, Format};
 use crate::relay::merge::{self, LONGEST_WINDOW, Which};
 use crate::relay::{self, MOST_IN_FLIGHT};
+use crate::source::Intake;
 use crate::subject::Prefix;
 use crate::webhook::destination::Destination;
 use crate::webhook::proxy::Proxy;
@@ -94,7 +96,7 @@ impl Config {
         let connection = read.connection();
         let nats = read.nats(&connection);
         let intake = read.intake(connection.context.as_ref());
-        let relay = read.relay();
+        let relay = read.relay(&intake);
         let limits = read.limits(&intake);
         let plugins = read.plugins();
         let expected = "an address and port such as 127.0.0.1:9090 or [::]:9090";
@@ -173,7 +175,7 @@ pub(crate) fn serve(environment: &Environment) -> Result<(Shared, Backend), Mist
 }
 
 impl Reader<'_> {
-    fn relay(&mut self) -> Option<relay::Settings> {
+    fn relay(&mut self, intake: &Intake) -> Option<relay::Settings> {
         let listen = self.required_prefix(&NATS_SUBJECT_PREFIX);
         let relayed = self.required_prefix(&NATS_RELAYED_SUBJECT_PREFIX);
         let failed = self.prefix(&NATS_FAILED_SUBJECT_PREFIX);
@@ -183,8 +185,9 @@ impl Reader<'_> {
         let max_in_flight = self.or(&MAX_IN_FLIGHT, &expected, most, relay::MAX_IN_FLIGHT);
         let grace = self.or(&SHUTDOWN_GRACE, DURATION, duration(0), relay::GRACE);
         let merge = self.merge();
+        let resync = self.resync(listen.as_ref(), intake);
         let (listen, relayed) = (listen?, relayed?);
-        Some(relay::Settings { listen, relayed, failed, max_in_flight, merge, grace })
+        Some(relay::Settings { listen, relayed, failed, max_in_flight, merge, resync, grace })
     }
 
     fn merge(&mut self) -> Option<merge::Settings> {

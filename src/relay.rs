@@ -10,6 +10,7 @@ pub(crate) mod intake;
 pub(crate) mod lane;
 pub(crate) mod merge;
 pub mod outcome;
+pub(crate) mod resync;
 
 use crate::message::Message;
 use crate::nats::link::Link;
@@ -56,6 +57,8 @@ pub(crate) struct Settings {
     pub(crate) max_in_flight: usize,
     /// Whether messages share calls.
     pub(crate) merge: Option<merge::Settings>,
+    /// Whether and how frontends and browsers learn that they may have missed something.
+    pub(crate) resync: Option<resync::Settings>,
     /// Time to finish what has arrived when told to stop.
     pub(crate) grace: Duration,
 }

@@ -155,8 +155,12 @@ impl Webhook {
     ///
     /// # Errors
     /// When TLS cannot be set up on this machine.
-    pub(crate) fn new(settings: &Settings, observer: &Observer) -> anyhow::Result<Self> {
-        let targets = settings.destinations.iter().map(|(destination, proxy)| {
+    pub(crate) fn new(
+        settings: &Settings,
+        destinations: &[(Destination, Option<Proxy>)],
+        observer: &Observer,
+    ) -> anyhow::Result<Self> {
+        let targets = destinations.iter().map(|(destination, proxy)| {
             let Settings { connect_timeout, certificates, headers, .. } = settings;
             let proxy = proxy.as_ref();
             let endpoint =

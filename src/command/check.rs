@@ -1,6 +1,6 @@
 //! `check`: everything that can be tried without relaying anything.
 
-use crate::command::setup::Publishing;
+use crate::command::setup::{self, Publishing};
 use crate::config::Config;
 use crate::nats::jetstream::Api;
 use crate::nats::link::Link;
@@ -11,12 +11,11 @@ use crate::plugin::Plugins;
 use crate::source::Intake;
 use crate::source::stream::consumer::Consumer;
 use crate::source::subscription::Subscription;
-use crate::webhook::Webhook;
 
 /// Prints what would be relayed where.
 pub(super) async fn check(config: &Config) -> anyhow::Result<()> {
     let observer = Observer::default();
-    Webhook::new(&config.webhook, &observer)?;
+    setup::webhooks(config, &observer)?;
     let plugins = Plugins::load(&config.plugins, &observer).await?;
     for plugin in plugins.iter().flat_map(Plugins::describe) {
         say(format_args!("runs          plugin {plugin}"))?;
@@ -39,6 +38,12 @@ pub(super) async fn check(config: &Config) -> anyhow::Result<()> {
         None => say(format_args!(
             "on failure    logs an error (NATS_FAILED_SUBJECT_PREFIX is not set)"
         ))?,
+    }
+    if let Some(resync) = &config.relay.resync {
+        say(format_args!("after a gap   {}", resync.subject))?;
+        for (destination, _) in resync.destinations.iter().flatten() {
+            say(format_args!("  calling     {destination}"))?;
+        }
     }
     let (from, to) = (listen.subject("article.42"), relayed.subject("article.42"));
     say(format_args!("\nfor example   {from}\n          ->  {to}"))?;

@@ -120,6 +120,10 @@ variables! {
         "Messages that could not be relayed are published below it, with headers that say \
          why.",
     ),
+    NATS_RESYNC_SUBJECT: plain(
+        "After a gap, the webhook is called and then a message is published on this subject, so \
+         that nobody stays stale.",
+    ),
     NATS_QUEUE_GROUP: plain(
         "Replicas with the same queue group share the work. Order per subject then holds \
          within each replica only.",
@@ -158,6 +162,17 @@ variables! {
         "Subject prefix of the JetStream API, if it is imported from another account. \
          Default: $JS.API.",
     ),
+    WEBHOOK_RESYNC_DESTINATION: secret(
+        "URL that resyncs are POSTed to, or several separated by white space. Default: \
+         WEBHOOK_DESTINATION.",
+    ),
+    RESYNC_ON: plain(
+        "What resyncs follow, separated by commas: start, reconnect, slow-consumer, limits, \
+         failed. Default: all; with NATS_STREAM, failed.",
+    ),
+    RESYNC_INTERVAL: plain(
+        "Time between two resyncs; what is noticed meanwhile is merged.",
+    ).or("5s"),
     WEBHOOK_TIMEOUT: plain(
         "Time for one attempt, from connecting to the end of the answer.",
     ).or("30s"),

@@ -41,6 +41,10 @@ pub(crate) fn write(event: &Event<'_>) {
         | Event::OutOfResources { .. } => calls(event),
         Event::RequestAnswered { .. } | Event::RequestServed { .. } => request(event),
         Event::Gap(gap) => missed(gap),
+        Event::Resynced { reason } => info!(target: RELAY, reason, "resync accepted and published"),
+        Event::ResyncFailed { reason, error } => {
+            error!(target: RELAY, reason, error, "resync failed, retrying");
+        }
         Event::Disconnected => {
             warn!(target: NATS, "lost the connection to NATS, reconnecting");
         }
@@ -174,7 +178,7 @@ fn missed(gap: &Gap<'_>) {
         Gap::SlowConsumer => error!(
             target: NATS, "the NATS client dropped messages before the relay could take them"
         ),
-        Gap::Limits { messages, first_subject, limits } => error!(
+        Gap::Limits { messages, first_subject, limits, .. } => error!(
             target: RELAY, messages, first_subject, pending_messages = limits.messages,
             pending_bytes = limits.bytes,
             "messages dropped: NATS_PENDING_MESSAGES or NATS_PENDING_BYTES reached"

@@ -88,6 +88,15 @@ pub(crate) enum Event<'a> {
     Gap(Gap<'a>),
     /// A message was dropped; the gap is reported for many at once.
     Dropped,
+    /// Destinations and browsers were told that they may have missed something.
+    Resynced {
+        reason: &'a str,
+    },
+    /// That was not accepted or not published, and is tried again.
+    ResyncFailed {
+        reason: &'a str,
+        error: &'a str,
+    },
     Disconnected,
     /// There is a connection again, and nothing was missed.
     Reconnected {
@@ -154,5 +163,5 @@ pub(crate) enum Gap<'a> {
     /// The client library had no room for them.
     SlowConsumer,
     /// More would have waited than the limits allow.
-    Limits { messages: u64, first_subject: &'a str, limits: Limits },
+    Limits { messages: u64, first_subject: &'a str, limits: Limits, within: Duration },
 }

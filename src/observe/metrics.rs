@@ -60,6 +60,8 @@ pub(crate) struct Metrics {
     lost: Counter,
     gaps: Counter,
     reconnects: Counter,
+    resyncs: Counter,
+    resyncs_failed: Counter,
     retries: Counter,
     headers_dropped: Counter,
     republished_again: Counter,
@@ -184,6 +186,8 @@ impl Metrics {
             Event::Merged(messages) => {
                 self.merged.inc_by(messages as u64);
             }
+            Event::Resynced { .. } => inc(&self.resyncs),
+            Event::ResyncFailed { .. } => inc(&self.resyncs_failed),
             Event::Dropped => inc(&self.lost),
             Event::Reconnected { .. } => inc(&self.reconnects),
             Event::Redelivered => inc(&self.redelivered),
@@ -283,6 +287,10 @@ impl Metrics {
         registry.register_with_unit("messages_pending", help, Unit::Bytes, bytes);
         let help = "Times in which messages may have been missed";
         registry.register("gaps", help, self.gaps.clone());
+        let help = "Resyncs that were accepted and published";
+        registry.register("resyncs", help, self.resyncs.clone());
+        let help = "Resyncs that failed and are tried again";
+        registry.register("resyncs_failed", help, self.resyncs_failed.clone());
         let help = "Messages that wait in the stream";
         registry.register("stream_messages_pending", help, self.stream_pending.clone());
         let help = "1 while this replica is the one that works";
