@@ -70,7 +70,6 @@ impl std::error::Error for Mistakes {}
 
 impl Mistakes {
     /// These mistakes with more lines after them.
-    #[must_use]
     pub(crate) fn and(mut self, more: Vec<String>) -> Self {
         self.0.extend(more);
         self

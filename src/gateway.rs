@@ -38,7 +38,7 @@ pub(crate) const MAX_IN_FLIGHT: usize = 1024;
 pub(crate) struct Settings {
     pub(crate) listen: SocketAddr,
     pub(crate) to: To,
-    pub(crate) answer: Answer,
+    pub(crate) answer: AnswerWith,
     pub(crate) format: Format,
     pub(crate) timeout: Duration,
     /// Bytes of a body; by default what the server takes in one message.
@@ -65,7 +65,7 @@ pub(crate) enum To {
 
 /// What answers a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub(crate) enum AnswerWith {
     /// The reply to the message.
     Reply,
     /// 202, once the server has the message.
@@ -74,7 +74,6 @@ pub(crate) enum Answer {
     Stored,
 }
 
-/// Shared by all connections.
 pub(crate) struct Gateway {
     settings: Settings,
     link: Link,
@@ -215,7 +214,7 @@ impl Gateway {
         for (name, values) in self.settings.headers.iter() {
             values.iter().for_each(|value| headers.append(name.clone(), value.clone()));
         }
-        if self.settings.answer == Answer::Stored
+        if self.settings.answer == AnswerWith::Stored
             && let Some(id) = id
         {
             headers.insert(async_nats::header::NATS_MESSAGE_ID, id);
@@ -231,12 +230,12 @@ impl Gateway {
     async fn answer(&self, message: Outbound, deadline: Instant) -> Result<Response, Refusal> {
         let within = deadline.saturating_duration_since(Instant::now());
         match self.settings.answer {
-            Answer::Reply => self.reply(message, within).await,
-            Answer::Sent => {
+            AnswerWith::Reply => self.reply(message, within).await,
+            AnswerWith::Sent => {
                 self.publisher.send_once(message, within).await?;
                 Ok(refusal::accepted(None))
             }
-            Answer::Stored => {
+            AnswerWith::Stored => {
                 let stored = self.publisher.store_once(message, within).await?;
                 Ok(refusal::accepted(Some(stored)))
             }

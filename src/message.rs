@@ -89,14 +89,12 @@ impl Id {
     /// The identity of a message in a stream for one `relay` (see [`relay_of`]): the same each time
     /// that it is delivered, and another one in a stream that has taken the name of one that was
     /// removed.
-    #[must_use]
     pub(crate) fn stored(stream: &str, sequence: u64, stored_ns: i128, relay: &str) -> Self {
         Self(format!("msg_{stream}_{sequence}_{stored_ns:x}_{relay}"))
     }
 
     /// The identity of the message as it is relayed with another `tail` than its own: a stream that
     /// has it under one subject must not take it for a repetition under another.
-    #[must_use]
     pub(crate) fn relayed_as(&self, tail: &str) -> String {
         format!("{}_{}", self.0, digest(&[tail]))
     }
@@ -110,7 +108,6 @@ impl Id {
 
 /// What tells the relays of one stream apart, wherever their messages meet again: the consumer
 /// that they read from and the prefix that they relay to. Replicas have both in common.
-#[must_use]
 pub(crate) fn relay_of(consumer: &str, relayed: &str) -> String {
     digest(&[consumer, relayed])
 }

@@ -25,7 +25,7 @@ pub use stopped::{Kind, Stopped, Why};
 use crate::message::Message;
 use crate::observe::Observer;
 use crate::observe::event::Event;
-use crate::plugin::chain::{Call, Chain};
+use crate::plugin::chain::{Chain, HookCall};
 use crate::plugin::host::Host;
 use crate::plugin::settings::Settings;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -72,8 +72,8 @@ impl Plugins {
         tail: &str,
         limits: Limits,
     ) -> Result<Shaped, Stopped> {
-        let called = |call: &Call<'_>| {
-            let Call { guest, hook, elapsed } = *call;
+        let called = |call: &HookCall<'_>| {
+            let HookCall { guest, hook, elapsed } = *call;
             let (plugin, hook) = (&*guest.name, hook.name());
             self.observer.note(&Event::HookCalled { plugin, hook, elapsed });
         };
@@ -91,7 +91,6 @@ impl Plugins {
     }
 
     /// Each plugin's name and hooks, for a person.
-    #[must_use]
     pub(crate) fn describe(&self) -> Vec<String> {
         self.chain()
             .0

@@ -75,7 +75,6 @@ pub(crate) struct Relay {
 }
 
 impl Relay {
-    /// Puts the parts together.
     pub(crate) fn new(
         settings: &Settings,
         plugins: Option<Arc<Plugins>>,

@@ -202,7 +202,7 @@ impl Webhook {
             let answer = Box::pin(self.call(target, delivery)).await;
             drop(working);
             let elapsed = called.elapsed();
-            let call = event::Call { message, destination, attempt, elapsed: Some(elapsed) };
+            let call = event::Called { message, destination, attempt, elapsed: Some(elapsed) };
             let status = answer.as_ref().ok().map(|answer| answer.status);
             let verdict = verdict(status, &self.retry_status);
             if let (Verdict::Accepted, Some(status)) = (verdict, status) {
@@ -218,7 +218,7 @@ impl Webhook {
                 // The endpoint was not called, so this is no attempt.
                 self.shortage.noticed(what);
                 short += 1;
-                let (call, wait) = (event::Call { elapsed: None, ..call }, backoff(short));
+                let (call, wait) = (event::Called { elapsed: None, ..call }, backoff(short));
                 self.observer.note(&Event::Retried { call, error: &error, wait });
                 wait
             } else {
@@ -229,7 +229,7 @@ impl Webhook {
                 target.outage.failed(&error);
                 let wait = backoff(attempt).max(retry_after_of(&answer));
                 attempt += 1;
-                let call = event::Call { attempt, ..call };
+                let call = event::Called { attempt, ..call };
                 self.observer.note(&Event::Retried { call, error: &error, wait });
                 wait
             };

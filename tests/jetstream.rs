@@ -154,12 +154,12 @@ async fn a_start_that_cannot_succeed_ends_with_one_error_and_the_command_that_me
                 "nats stream edit CMS --subjects 'cms.other.>,shop.>,cms.cache.>'",
             ],
         ),
-        ("debug: false", None, &[], &["JetStream is not switched on", "nats-server with -js"]),
+        ("debug: false", None, &[], &["JetStream is not enabled", "nats-server with -js"]),
         (
             &format!("{JETSTREAM}, {accounts}"),
             None,
             &login,
-            &["not switched on for this NATS account", "nsc edit account"],
+            &["not enabled for this NATS account", "nsc edit account"],
         ),
     ] {
         let nats = NatsServer::with_config(config);

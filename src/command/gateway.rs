@@ -2,7 +2,7 @@
 
 use crate::command::process::{raise_file_limit, stop_signal, unless};
 use crate::config::Shared;
-use crate::gateway::{Answer, Gateway, Settings, To, server};
+use crate::gateway::{AnswerWith, Gateway, Settings, To, server};
 use crate::nats::capture::Capture;
 use crate::nats::jetstream::{Api, OWN};
 use crate::nats::link::Link;
@@ -72,12 +72,12 @@ async fn open(
     };
     let subjects = described(&settings.to);
     let capture = match settings.answer {
-        Answer::Stored => {
+        AnswerWith::Stored => {
             let capture = Capture::new(Api::new(OWN, &link), vec![subjects.clone()]);
             capture.find().await.context("cannot find out which stream captures the subjects")?;
             Some(capture)
         }
-        Answer::Reply | Answer::Sent => None,
+        AnswerWith::Reply | AnswerWith::Sent => None,
     };
     let round_trips = RoundTrips::open(&link, true).await?;
     let probe = match &settings.to {

@@ -5,7 +5,7 @@
 //! of an error.
 
 use crate::config::environment::Environment;
-use crate::nats::login::Source;
+use crate::nats::login::SecretSource;
 use crate::secret::Secret;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -17,7 +17,6 @@ use std::path::{Path, PathBuf};
 pub struct Context {
     /// Its name, or the path by which it was asked for.
     pub(crate) name: String,
-    /// Its file.
     pub(crate) path: PathBuf,
     fields: Map<String, Value>,
 }
@@ -131,10 +130,10 @@ impl Context {
         &self,
         environment: &Environment,
         field: &str,
-    ) -> Result<Option<Source>, String> {
+    ) -> Result<Option<SecretSource>, String> {
         let Some(text) = self.text(field)? else { return Ok(None) };
-        let source =
-            resolve(environment, text).unwrap_or_else(|| path(environment, text).map(Source::File));
+        let source = resolve(environment, text)
+            .unwrap_or_else(|| path(environment, text).map(SecretSource::File));
         source.map(Some).map_err(|error| format!("{field}: {error}"))
     }
 
@@ -179,13 +178,13 @@ pub(crate) fn path(environment: &Environment, text: &str) -> Result<PathBuf, Str
 }
 
 /// Where a reference such as `env://NAME` leads; `None` where `text` is none.
-fn resolve(environment: &Environment, text: &str) -> Option<Result<Source, String>> {
+fn resolve(environment: &Environment, text: &str) -> Option<Result<SecretSource, String>> {
     let scheme = scheme(text)?;
     let rest = text.get(scheme.len() + 1..)?;
     let rest = rest.strip_prefix("//").unwrap_or(rest);
-    let secret = |text: &str| Source::Text(Secret::new(text));
+    let secret = |text: &str| SecretSource::Text(Secret::new(text));
     Some(match scheme {
-        "file" => path(environment, rest).map(Source::File),
+        "file" => path(environment, rest).map(SecretSource::File),
         "env" => environment
             .get(rest)
             .map(secret)
@@ -339,11 +338,11 @@ mod tests {
         let environment = environment();
         assert_eq!(
             context.source(&environment, "creds"),
-            Ok(Some(Source::File("/home/me/c".into())))
+            Ok(Some(SecretSource::File("/home/me/c".into())))
         );
         assert_eq!(
             context.source(&environment, "nkey"),
-            Ok(Some(Source::Text(Secret::new("hunter2"))))
+            Ok(Some(SecretSource::Text(Secret::new("hunter2"))))
         );
         assert_eq!(context.path(&environment, "ca"), Ok(Some("/home/me/ca".into())));
         assert_eq!(context.path(&environment, "cert"), Err("cert: expected a path".to_owned()));

@@ -10,7 +10,7 @@ use crate::config::variables::{
 };
 use crate::exchange::{Format, roundtripper};
 use crate::gateway::auth::{Scheme, Token, Verifier};
-use crate::gateway::{self, Answer, To};
+use crate::gateway::{self, AnswerWith, To};
 use crate::secret::Secret;
 use crate::serve::{self, From};
 use crate::subject::{self, Prefix};
@@ -29,12 +29,12 @@ impl Reader<'_> {
         let format = self.format(&GATEWAY_FORMAT);
         let to = self.gateway_to(format);
         let answer = |text: &str| match text {
-            "reply" => Some(Answer::Reply),
-            "sent" => Some(Answer::Sent),
-            "stored" => Some(Answer::Stored),
+            "reply" => Some(AnswerWith::Reply),
+            "sent" => Some(AnswerWith::Sent),
+            "stored" => Some(AnswerWith::Stored),
             _ => None,
         };
-        let answer = self.or(&GATEWAY_ANSWER, "reply, sent or stored", answer, Answer::Reply);
+        let answer = self.or(&GATEWAY_ANSWER, "reply, sent or stored", answer, AnswerWith::Reply);
         let timeout = self.or(&GATEWAY_TIMEOUT, DURATION, duration(1), gateway::TIMEOUT);
         let max_body = self.optional(&GATEWAY_MAX_BODY, SIZE, size);
         let max_in_flight = self.most(&GATEWAY_MAX_IN_FLIGHT, gateway::MAX_IN_FLIGHT);

@@ -11,7 +11,7 @@ use crate::config::variables::{
     NATS_NKEY, NATS_PASS, NATS_SEED, NATS_TLS_FIRST, NATS_TOKEN, NATS_USER, Variable,
 };
 use crate::nats::jwt::Claims;
-use crate::nats::login::{Login, Source, user_key};
+use crate::nats::login::{Login, SecretSource, user_key};
 use crate::nats::settings::{INBOX_PREFIX, Settings};
 use crate::nats::tls::Tls;
 use crate::secret::Secret;
@@ -424,15 +424,15 @@ impl Reader<'_> {
         &mut self,
         variable: &Variable,
         is_content: impl Fn(&str) -> bool,
-        check: impl Fn(Source) -> Result<(), String>,
-    ) -> Option<Source> {
+        check: impl Fn(SecretSource) -> Result<(), String>,
+    ) -> Option<SecretSource> {
         let name = variable.name;
         let text = self.text(variable)?;
         let file = self.environment.get(&format!("{name}_FILE"));
         let source = match file {
-            Some(path) => Source::File(self.path_in(name, path)?),
-            None if is_content(&text) => Source::Text(Secret::new(text)),
-            None => Source::File(self.path_in(name, &text)?),
+            Some(path) => SecretSource::File(self.path_in(name, path)?),
+            None if is_content(&text) => SecretSource::Text(Secret::new(text)),
+            None => SecretSource::File(self.path_in(name, &text)?),
         };
         check(source.clone())
             .map_err(|error| self.mistakes.push(format!("{name}: {error}")))

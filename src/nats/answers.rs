@@ -25,11 +25,11 @@ pub(super) struct Answers {
 struct Waiting {
     /// Numbers are not used again, so that a late answer is that of no other publish.
     last: u64,
-    publishes: HashMap<u64, (Subject, oneshot::Sender<Answer>)>,
+    publishes: HashMap<u64, (Subject, oneshot::Sender<StreamAnswer>)>,
 }
 
 /// What became of a publish.
-pub(super) enum Answer {
+pub(super) enum StreamAnswer {
     /// The stream has it, perhaps already before.
     Stored(Stored),
     /// The stream will not have it, and why.
@@ -52,7 +52,7 @@ pub(super) struct Expected<'a> {
     /// Where to send the answer.
     pub(super) reply: Subject,
     /// Fails when the client has ended.
-    pub(super) answer: oneshot::Receiver<Answer>,
+    pub(super) answer: oneshot::Receiver<StreamAnswer>,
     number: u64,
     answers: &'a Answers,
 }
@@ -128,9 +128,9 @@ async fn hand_out(answers: Arc<Answers>, mut messages: Subscriber) {
 }
 
 /// What a stream says, where `captures` knows it; it names itself when it refuses a message too.
-fn read(message: &Message, captures: impl FnOnce(&str) -> bool) -> Option<Answer> {
+fn read(message: &Message, captures: impl FnOnce(&str) -> bool) -> Option<StreamAnswer> {
     if message.status == Some(StatusCode::NO_RESPONDERS) {
-        return Some(Answer::NoResponders);
+        return Some(StreamAnswer::NoResponders);
     }
     let answer: Value = serde_json::from_slice(&message.payload).ok()?;
     let stream = answer.get("stream")?.as_str()?;
@@ -140,9 +140,9 @@ fn read(message: &Message, captures: impl FnOnce(&str) -> bool) -> Option<Answer
     Some(match answer.get("error") {
         Some(error) => {
             let reason = error.get("description").and_then(Value::as_str);
-            Answer::Refused(reason.unwrap_or("no reason was given").to_owned())
+            StreamAnswer::Refused(reason.unwrap_or("no reason was given").to_owned())
         }
-        None => Answer::Stored(Stored {
+        None => StreamAnswer::Stored(Stored {
             stream: stream.to_owned(),
             sequence: answer.get("seq").and_then(Value::as_u64).unwrap_or(0),
             is_duplicate: answer.get("duplicate").and_then(Value::as_bool).unwrap_or(false),
@@ -186,7 +186,7 @@ mod tests {
         answers.take(&nobody(&reply));
         assert!(second.answer.try_recv().is_err());
         answers.take(&nobody(&second.reply));
-        assert!(matches!(second.answer.try_recv(), Ok(Answer::NoResponders)));
+        assert!(matches!(second.answer.try_recv(), Ok(StreamAnswer::NoResponders)));
     }
 
     #[test]

@@ -26,7 +26,6 @@ struct Captured {
 
 impl Capture {
     /// Nothing is known yet about the subjects `published`.
-    #[must_use]
     pub(crate) fn new(api: Api, published: Vec<String>) -> Self {
         Self { api, published: published.into(), captured: Arc::default() }
     }
@@ -94,13 +93,11 @@ impl Capture {
     }
 
     /// Whether a stream will say that it has what is published on `subject`.
-    #[must_use]
     pub(crate) fn has(&self, subject: &str) -> bool {
         self.captured().iter().any(|captured| covers(&captured.subjects, subject))
     }
 
     /// Whether it is `stream` that says so.
-    #[must_use]
     pub(crate) fn is_by(&self, stream: &str, subject: &str) -> bool {
         self.captured()
             .iter()

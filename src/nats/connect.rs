@@ -1,6 +1,6 @@
 //! From settings to a client that is connected.
 
-use crate::nats::failure::{Failure, has_expired, in_words};
+use crate::nats::failure::{Unconnected, has_expired, in_words};
 use crate::nats::settings::{REMIND, Settings};
 use anyhow::bail;
 use async_nats::{AuthError, Client, ClientError, ConnectOptions, Event, Server};
@@ -64,13 +64,15 @@ pub(super) async fn wait(
 pub(super) async fn once(
     settings: &Settings,
     listener: &Arc<dyn Listener>,
-) -> Result<Connected, Failure> {
+) -> Result<Connected, Unconnected> {
     let login = settings.login.check();
-    login.map_err(|problem| Failure::of_settings(format!("{}: {problem}", settings.login_from)))?;
+    login.map_err(|problem| {
+        Unconnected::of_settings(format!("{}: {problem}", settings.login_from))
+    })?;
     // The client drops its callbacks when it has ended.
     let (alive, ended) = oneshot::channel::<()>();
     let client = options(settings, listener, alive).connect(settings.servers.as_slice()).await;
-    let client = client.map_err(|error| Failure::new(&error, settings))?;
+    let client = client.map_err(|error| Unconnected::new(&error, settings))?;
     Ok(Connected { client, ended: Box::pin(async { drop(ended.await) }) })
 }
 

@@ -9,22 +9,20 @@ use std::io;
 
 /// A connection that was not made.
 #[derive(Debug)]
-pub(crate) struct Failure {
+pub(crate) struct Unconnected {
     /// What happened and what to do.
     pub(crate) reason: String,
     /// Whether it would happen again and again.
     pub(crate) is_final: bool,
 }
 
-impl Failure {
+impl Unconnected {
     /// Something is wrong with what the relay was given.
-    #[must_use]
     pub(crate) fn of_settings(reason: String) -> Self {
         Self { reason, is_final: true }
     }
 
     /// What the client's error means for someone who knows the settings.
-    #[must_use]
     pub(crate) fn new(error: &ConnectError, config: &Settings) -> Self {
         let servers = shown(config);
         let causes = causes(error);
@@ -86,7 +84,6 @@ impl Failure {
 }
 
 /// The configured servers as `host:port, host:port`.
-#[must_use]
 pub(crate) fn shown(config: &Settings) -> String {
     let servers =
         config.servers.iter().map(|server| format!("{}:{}", server.host(), server.port()));
@@ -94,7 +91,6 @@ pub(crate) fn shown(config: &Settings) -> String {
 }
 
 /// The client's text for why it could not connect again, which is all that it tells of that.
-#[must_use]
 pub(crate) fn in_words(text: &str) -> &str {
     match text.trim_start_matches("IO error: ") {
         corrupt if corrupt.starts_with("received corrupt message of type InvalidContentType") => {
@@ -105,7 +101,6 @@ pub(crate) fn in_words(text: &str) -> &str {
 }
 
 /// `at`, the end of a login, for people.
-#[must_use]
 pub(crate) fn has_expired(config: &Settings) -> Option<String> {
     let at = config.login.expired()?;
     Some(format!(

@@ -28,7 +28,7 @@ pub(crate) struct Api {
 pub(crate) enum ApiError {
     /// Nobody listens where the API should be.
     #[error(
-        "JetStream is not switched on: start nats-server with -js, or put jetstream {{}} into its \
+        "JetStream is not enabled: start nats-server with -js, or put jetstream {{}} into its \
          configuration (asked {0})"
     )]
     Off(String),
@@ -40,7 +40,6 @@ pub(crate) enum ApiError {
     Refused {
         /// The server's number for it (`err_code`).
         code: u64,
-        /// Its words.
         description: String,
     },
     /// There was no answer, or none that can be understood.
@@ -50,7 +49,6 @@ pub(crate) enum ApiError {
 
 impl ApiError {
     /// JetStream's number for what happened.
-    #[must_use]
     pub(crate) fn code(&self) -> Option<u64> {
         match self {
             Self::Refused { code, .. } => Some(*code),
@@ -59,7 +57,6 @@ impl ApiError {
     }
 
     /// Whether the same request may succeed a moment later: the cluster is busy with itself.
-    #[must_use]
     pub(crate) fn is_passing(&self) -> bool {
         match self {
             Self::NoAnswer(_) => true,
@@ -75,7 +72,6 @@ impl ApiError {
 impl Api {
     /// The API of the user's own account, to which what is published belongs, where that of the
     /// stream begins with `prefix`.
-    #[must_use]
     pub(crate) fn of_account(prefix: &str, link: &Link) -> Self {
         let is_imported = !prefix.starts_with("$JS.");
         Self::new(if is_imported { OWN } else { prefix }, link)
@@ -115,7 +111,6 @@ impl Api {
     }
 
     /// The whole subject of a request.
-    #[must_use]
     pub(crate) fn subject(&self, request: &str) -> String {
         [self.prefix.as_ref(), ".", request].concat()
     }

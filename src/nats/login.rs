@@ -17,9 +17,7 @@ pub(crate) enum Login {
     /// The server asks for nothing.
     #[default]
     Anonymous,
-    /// User name and password.
     Password {
-        /// The user's name.
         user: String,
         /// Its password, which may be empty.
         password: Secret,
@@ -27,9 +25,9 @@ pub(crate) enum Login {
     /// A token.
     Token(Secret),
     /// The seed of a key whose public part the server knows.
-    Nkey(Source),
+    Nkey(SecretSource),
     /// The JWT of a user with its seed, together.
-    Credentials(Source),
+    Credentials(SecretSource),
     /// The JWT of a user, and its seed, which that of a bearer does without.
     Jwt {
         /// The JWT.
@@ -41,14 +39,13 @@ pub(crate) enum Login {
 
 /// A secret itself, or where it is to be read again each time.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Source {
-    /// The secret.
+pub(crate) enum SecretSource {
     Text(Secret),
     /// The path of a file that holds it.
     File(PathBuf),
 }
 
-impl Source {
+impl SecretSource {
     /// The secret.
     ///
     /// # Errors
@@ -104,7 +101,6 @@ impl Login {
     }
 
     /// When the login ends to be valid, where it says so itself.
-    #[must_use]
     pub(crate) fn expires(&self) -> Option<SystemTime> {
         let text = match self {
             Self::Credentials(source) => source.read().ok()?,
@@ -117,7 +113,6 @@ impl Login {
     }
 
     /// Since when the login is not valid any more.
-    #[must_use]
     pub(crate) fn expired(&self) -> Option<SystemTime> {
         self.expires().filter(|end| *end <= SystemTime::now())
     }
@@ -239,7 +234,7 @@ mod tests {
     #[test]
     fn a_file_is_read_again_each_time() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let login = Login::Nkey(Source::File(file.path().to_owned()));
+        let login = Login::Nkey(SecretSource::File(file.path().to_owned()));
         assert!(login.check().is_err());
         for user in [KeyPair::new_user(), KeyPair::new_user()] {
             std::fs::write(file.path(), user.seed().unwrap()).unwrap();

@@ -4,7 +4,7 @@
 //! stream captures what is published, it is the stream's own answer that counts.
 
 use crate::message::Outbound;
-use crate::nats::answers::{Answer, Answers, Stored};
+use crate::nats::answers::{Answers, Stored, StreamAnswer};
 use crate::nats::capture::Capture;
 use crate::nats::jetstream::ApiError;
 use crate::nats::link::Link;
@@ -226,9 +226,9 @@ impl Publisher {
             tokio::select! {
                 biased;
                 answer = &mut answer => return match answer {
-                    Ok(Ok(Answer::Stored(_))) => Try::Proof(Proof::Arrived),
-                    Ok(Ok(Answer::Refused(reason))) => Try::NotStored(reason),
-                    Ok(Ok(Answer::NoResponders)) | Err(_) => Try::Unanswered,
+                    Ok(Ok(StreamAnswer::Stored(_))) => Try::Proof(Proof::Arrived),
+                    Ok(Ok(StreamAnswer::Refused(reason))) => Try::NotStored(reason),
+                    Ok(Ok(StreamAnswer::NoResponders)) | Err(_) => Try::Unanswered,
                     Ok(Err(_)) => self.client_ended(generation).await,
                 },
                 proof = &mut round_trip, if unproven.is_some() => match proof {
@@ -312,9 +312,9 @@ impl Publisher {
             tokio::select! {
                 biased;
                 answer = &mut expected.answer => return match answer {
-                    Ok(Answer::Stored(stored)) => Ok(stored),
-                    Ok(Answer::Refused(reason)) => Err(OnceFailure::Refused(reason)),
-                    Ok(Answer::NoResponders) => Err(OnceFailure::NoStream),
+                    Ok(StreamAnswer::Stored(stored)) => Ok(stored),
+                    Ok(StreamAnswer::Refused(reason)) => Err(OnceFailure::Refused(reason)),
+                    Ok(StreamAnswer::NoResponders) => Err(OnceFailure::NoStream),
                     Err(_) => Err(OnceFailure::NotConnected),
                 },
                 proof = &mut proof, if !is_proven => match proof {

@@ -1,6 +1,6 @@
 //! How each [`Event`] reads in the log. The console knows them by their names.
 
-use crate::observe::event::{Call, Event, Gap};
+use crate::observe::event::{Called, Event, Gap};
 use std::time::Duration;
 use tracing::{debug, error, info, warn};
 
@@ -97,17 +97,19 @@ fn message(event: &Event<'_>) {
 
 fn calls(event: &Event<'_>) {
     match *event {
-        Event::Answered { call: Call { message, destination, attempt, elapsed }, status } => {
+        Event::Answered { call: Called { message, destination, attempt, elapsed }, status } => {
             let elapsed_ms = milliseconds(elapsed.unwrap_or_default());
             info!(
                 name: name::ANSWERED, target: WEBHOOK, subject = %message.subject,
                 id = %message.id, %destination, status, elapsed_ms, attempt, "answered"
             );
         }
-        Event::Retried { call: Call { message, destination, attempt, .. }, error, wait } => debug!(
-            target: WEBHOOK, subject = %message.subject, id = %message.id, %destination, attempt,
-            %error, wait_ms = milliseconds(wait), "not accepted, retrying"
-        ),
+        Event::Retried { call: Called { message, destination, attempt, .. }, error, wait } => {
+            debug!(
+                target: WEBHOOK, subject = %message.subject, id = %message.id, %destination, attempt,
+                %error, wait_ms = milliseconds(wait), "not accepted, retrying"
+            )
+        }
         // Of the destination, whatever message was the first to notice.
         Event::DestinationFailing { destination, error, failures } => warn!(
             target: WEBHOOK, parent: None, %destination, error, failures, "webhook delivery \

@@ -15,17 +15,17 @@ pub(crate) enum Event<'a> {
     },
     /// A destination accepted a message.
     Answered {
-        call: Call<'a>,
+        call: Called<'a>,
         status: u16,
     },
     /// A destination did not accept a message, and is not called again for it.
     Refused {
-        call: Call<'a>,
+        call: Called<'a>,
     },
     /// A destination did not accept a message, and is called again after `wait`. Without a
     /// time there was no call, because this machine is out of something that calls need.
     Retried {
-        call: Call<'a>,
+        call: Called<'a>,
         error: &'a str,
         wait: Duration,
     },
@@ -113,7 +113,7 @@ pub(crate) enum Event<'a> {
 
 /// A call of a destination for a message.
 #[derive(Clone, Copy)]
-pub(crate) struct Call<'a> {
+pub(crate) struct Called<'a> {
     pub(crate) message: &'a Message,
     pub(crate) destination: &'a dyn Display,
     pub(crate) attempt: u32,

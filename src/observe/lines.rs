@@ -25,7 +25,6 @@ static NO_ROOM: OnceLock<ErrorCounter> = OnceLock::new();
 /// Lines that could not be written.
 static UNWRITTEN: AtomicUsize = AtomicUsize::new(0);
 
-/// Starts the thread.
 pub(super) fn start() -> NonBlocking {
     let builder =
         NonBlockingBuilder::default().buffered_lines_limit(MOST_WAITING).thread_name("log");
@@ -44,7 +43,6 @@ pub(crate) fn end() {
 }
 
 /// How many lines were dropped.
-#[must_use]
 pub(crate) fn dropped() -> usize {
     NO_ROOM.get().map_or(0, ErrorCounter::dropped_lines) + UNWRITTEN.load(Ordering::Relaxed)
 }

@@ -3,7 +3,7 @@
 //! Every message that is received ends in exactly one of `relayed`, `rejected`, `failed`,
 //! `given_back` and `pending`; what never became a message of ours is in `lost` and `gaps`.
 
-use crate::observe::event::{Call, Event, Gap};
+use crate::observe::event::{Called, Event, Gap};
 use crate::observe::lines;
 use crate::pending::Pending;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -183,7 +183,7 @@ impl Metrics {
         }
     }
 
-    fn called(&self, call: Call<'_>) {
+    fn called(&self, call: Called<'_>) {
         if let Some(elapsed) = call.elapsed {
             self.call_seconds.0.observe(elapsed.as_secs_f64());
         }

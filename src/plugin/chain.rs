@@ -60,7 +60,6 @@ pub struct Shaped {
 
 impl Shaped {
     /// What is relayed without plugins: the message as it is.
-    #[must_use]
     pub(crate) fn unchanged(message: &Message, tail: &str) -> Self {
         Self {
             body: message.payload.clone(),
@@ -72,7 +71,7 @@ impl Shaped {
 }
 
 /// One call of a hook.
-pub(crate) struct Call<'a> {
+pub(crate) struct HookCall<'a> {
     pub(crate) guest: &'a Guest,
     pub(crate) hook: Hook,
     pub(crate) elapsed: Duration,
@@ -136,14 +135,14 @@ impl Chain {
         message: &Arc<Message>,
         tail: &str,
         limits: Limits,
-        mut called: impl FnMut(&Call<'_>),
+        mut called: impl FnMut(&HookCall<'_>),
     ) -> Result<Shaped, Stopped> {
         let mut shaped = Shaped::unchanged(message, tail);
         for hook in Hook::ALL {
             for guest in self.0.iter().filter(|guest| guest.hooks.contains(&hook)) {
                 let began = Instant::now();
                 let output = guest.call(hook, shaped.input(hook, message), limits.payload).await;
-                called(&Call { guest, hook, elapsed: began.elapsed() });
+                called(&HookCall { guest, hook, elapsed: began.elapsed() });
                 let stopped = |why| Stopped { plugin: guest.name.clone(), hook, why };
                 let output = output.map_err(stopped)?;
                 shaped

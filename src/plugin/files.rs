@@ -10,9 +10,7 @@ use std::time::SystemTime;
 pub(crate) struct File {
     /// Its name without `.wasm`, which is the plugin's name.
     pub(crate) name: String,
-    /// Where it is.
     pub(crate) path: PathBuf,
-    /// Its size.
     pub(crate) bytes: u64,
     modified: Option<SystemTime>,
 }
@@ -83,7 +81,6 @@ fn file(path: &Path) -> anyhow::Result<File> {
 }
 
 /// A name as it is written in a variable: upper case, with `_` for what is no letter or digit.
-#[must_use]
 pub(crate) fn folded(name: &str) -> String {
     name.chars().map(|c| if c.is_alphanumeric() { c.to_ascii_uppercase() } else { '_' }).collect()
 }
@@ -95,7 +92,6 @@ pub(crate) type Keyed<'a> = Vec<(&'a str, &'a Setting)>;
 ///
 /// `PLUGIN_A_B_C` belongs to the plugin `a-b` as `C` when there is one, and to `a` as `B_C`
 /// otherwise.
-#[must_use]
 pub(crate) fn assign<'a>(
     settings: &'a [Setting],
     names: &[&str],

@@ -4,7 +4,7 @@ use crate::plugin::files::File;
 use crate::plugin::hook::{Exports, Hook, HookError, Input, Output, PACKAGE, VERSION};
 use crate::plugin::host::Host;
 use crate::plugin::instance::Live;
-use crate::plugin::output::{Hide, Lines, Sink, Stream, cut};
+use crate::plugin::output::{Channel, Hide, Lines, Sink, cut};
 use crate::plugin::state::{State, prepare};
 use crate::plugin::stopped::{Kind, Why};
 use anyhow::{Context, anyhow, bail};
@@ -28,7 +28,6 @@ const LONG: Duration = Duration::from_millis(300);
 pub(crate) struct Guest {
     /// The file's name without `.wasm`.
     pub(crate) name: Arc<str>,
-    /// What it exports.
     pub(crate) hooks: Vec<Hook>,
     pre: InstancePre<State>,
     exports: Exports,
@@ -40,11 +39,9 @@ pub(crate) struct Guest {
 
 /// What a plugin is set up with, beside its code.
 pub(crate) struct Setup {
-    /// Its configuration.
     pub(crate) config: Vec<(String, String)>,
     /// Values that are not to be shown.
     pub(crate) hide: Hide,
-    /// Where its output goes.
     pub(crate) sink: Sink,
 }
 
@@ -154,13 +151,10 @@ impl Guest {
     }
 
     /// Its hooks as a list.
-    #[must_use]
     pub(crate) fn hook_names(&self) -> String {
         self.hooks.iter().map(|hook| hook.name()).collect::<Vec<_>>().join(", ")
     }
 
-    /// What the component imports.
-    #[must_use]
     pub(crate) fn imports(&self) -> Vec<String> {
         let component = self.pre.component();
         component
@@ -171,7 +165,6 @@ impl Guest {
     }
 
     /// The bytes that its waiting instances occupy.
-    #[must_use]
     pub(crate) fn idle_memory(&self) -> u64 {
         self.idle().iter().map(|live| live.memory() as u64).sum()
     }
@@ -179,7 +172,7 @@ impl Guest {
     /// A new instance. The error comes with whether it asked for too much memory.
     async fn instantiate(&self, limit: usize) -> Result<Live, (wasmtime::Error, bool)> {
         let lines = |stream| Lines::new(stream, self.setup.hide.clone(), self.setup.sink.clone());
-        let output = [lines(Stream::Stdout), lines(Stream::Stderr)];
+        let output = [lines(Channel::Stdout), lines(Channel::Stderr)];
         let mut store =
             Store::new(&self.host.engine, State::new(&self.setup.config, self.host.memory, output));
         store.limiter(|state| &mut state.memory);
@@ -207,7 +200,6 @@ impl Guest {
     }
 
     /// What comes from the plugin, fit to be shown.
-    #[must_use]
     pub(crate) fn printable(&self, text: &str) -> String {
         cut(&self.setup.hide.apply(text))
     }

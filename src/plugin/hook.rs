@@ -16,7 +16,6 @@ pub(crate) use types::HookError;
 
 /// The package of `wit/plugin.wit`.
 pub const PACKAGE: &str = "nats-webhook-relay:plugin";
-/// Its version.
 pub const VERSION: &str = "1.0.0";
 
 /// One of the interfaces that a plugin may export, in the order in which they are called.
@@ -49,7 +48,6 @@ impl Hook {
     }
 
     /// The interface's name with package and version.
-    #[must_use]
     pub(crate) fn interface(self) -> String {
         format!("{PACKAGE}/{}@{VERSION}", self.name())
     }
@@ -67,9 +65,7 @@ pub(crate) struct Input {
     pub(crate) message: Arc<Message>,
     /// What of its subject lies below the listened prefix, or what an earlier plugin made of it.
     pub(crate) tail: String,
-    /// Names and values.
     pub(crate) headers: Vec<(String, String)>,
-    /// The payload so far.
     pub(crate) payload: Bytes,
 }
 
@@ -78,7 +74,6 @@ pub(crate) struct Input {
 pub(crate) enum Output {
     /// A body or payload.
     Payload(Vec<u8>),
-    /// Headers to set.
     Headers(Vec<(String, Vec<u8>)>),
     /// A subject without its prefix.
     Tail(String),
@@ -106,8 +101,6 @@ impl Exports {
         })
     }
 
-    /// Which there are.
-    #[must_use]
     pub(crate) fn hooks(&self) -> Vec<Hook> {
         let exported = |hook: &Hook| match hook {
             Hook::WebhookPayload => self.webhook_payload.is_some(),

@@ -36,7 +36,6 @@ const PATIENCE: Duration = Duration::from_millis(100);
 
 /// The engine and what belongs to it.
 pub(crate) struct Host {
-    /// Compiles and runs.
     pub(crate) engine: Engine,
     /// Everything that a plugin may import.
     pub(crate) linker: Linker<State>,

@@ -14,8 +14,6 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    /// Puts the two together.
-    #[must_use]
     pub(crate) fn new(store: Store<State>, functions: Functions) -> Self {
         let began = store.data().memory.used;
         Self { store, functions, began }
@@ -42,20 +40,17 @@ impl Live {
     }
 
     /// Whether it has grown to more than half of the memory it may have: it may be leaking.
-    #[must_use]
     pub(crate) fn is_large(&self) -> bool {
         let Memory { used, limit, .. } = self.store.data().memory;
         used > self.began && used > limit / 2
     }
 
     /// The bytes of its memories and tables.
-    #[must_use]
     pub(crate) fn memory(&self) -> usize {
         self.store.data().memory.used
     }
 
     /// Whether it asked for more memory than it may have.
-    #[must_use]
     pub(crate) fn is_exceeded(&self) -> bool {
         self.store.data().memory.is_exceeded()
     }

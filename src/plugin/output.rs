@@ -29,16 +29,12 @@ const PERMIT: usize = 64 * 1024;
 
 /// Which of the two streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stream {
-    /// Standard output.
+pub(crate) enum Channel {
     Stdout,
-    /// Standard error.
     Stderr,
 }
 
-impl Stream {
-    /// Its name.
-    #[must_use]
+impl Channel {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Stdout => "stdout",
@@ -47,15 +43,14 @@ impl Stream {
     }
 }
 
-/// Takes lines.
-pub(crate) type Sink = Arc<dyn Fn(Stream, &str) + Send + Sync>;
+pub(crate) type Sink = Arc<dyn Fn(Channel, &str) + Send + Sync>;
 
 /// One stream of one instance; a clone is the same stream.
 #[derive(Clone)]
 pub(crate) struct Lines(Arc<Mutex<Open>>);
 
 struct Open {
-    stream: Stream,
+    stream: Channel,
     /// Up to [`MAX_LINE_BYTES`], and more so that a secret at the cut is there as a whole.
     line: Vec<u8>,
     /// The last lines of this call that say something, for the error of a call that traps.
@@ -66,8 +61,7 @@ struct Open {
 
 impl Lines {
     /// A stream whose lines go to `sink`.
-    #[must_use]
-    pub(crate) fn new(stream: Stream, hide: Hide, sink: Sink) -> Self {
+    pub(crate) fn new(stream: Channel, hide: Hide, sink: Sink) -> Self {
         Self(Arc::new(Mutex::new(Open {
             stream,
             line: Vec::new(),
@@ -142,7 +136,6 @@ impl Open {
 }
 
 /// At most [`MAX_LINE_BYTES`] of `text`; three dots stand for the rest.
-#[must_use]
 pub(crate) fn cut(text: &str) -> String {
     match text.get(..text.floor_char_boundary(MAX_LINE_BYTES)) {
         Some(start) if start.len() < text.len() => format!("{start} ..."),
@@ -193,7 +186,6 @@ pub(crate) struct Hide(Arc<[Secret]>);
 
 impl Hide {
     /// Hides these, and each line of those that have several, as keys do.
-    #[must_use]
     pub(crate) fn new(secrets: impl IntoIterator<Item = Secret>) -> Self {
         let texts = secrets.into_iter().flat_map(|secret| {
             let lines =
@@ -212,7 +204,6 @@ impl Hide {
     }
 
     /// `text` without them.
-    #[must_use]
     pub(crate) fn apply(&self, text: &str) -> String {
         self.0.iter().fold(text.to_owned(), |text, secret| text.replace(secret.expose(), "***"))
     }
@@ -229,7 +220,7 @@ pub(crate) fn log(observer: &Observer) -> impl Fn(Arc<str>) -> Sink + use<> {
                 warn!(plugin = %name, lines = dropped, "lines of the plugin were not logged");
             }
             if lines <= MAX_LINES {
-                let is_error = stream == Stream::Stderr;
+                let is_error = stream == Channel::Stderr;
                 observer.note(&Event::PluginSaid { plugin: &name, line, is_error });
             } else if lines == MAX_LINES + 1 {
                 warn!(
@@ -262,7 +253,7 @@ mod tests {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let sink = seen.clone();
         let stream = Lines::new(
-            Stream::Stdout,
+            Channel::Stdout,
             hide,
             Arc::new(move |_, line| sink.lock().unwrap().push(line.to_owned())),
         );

@@ -20,14 +20,12 @@ pub(crate) struct State {
     table: ResourceTable,
     /// What `wasi:config/store` answers.
     pub(crate) config: WasiConfigVariables,
-    /// Its memory.
     pub(crate) memory: Memory,
     pub(super) output: [Lines; 2],
 }
 
 impl State {
     /// A state with this configuration, in which `output` takes the lines of stdout and stderr.
-    #[must_use]
     pub(crate) fn new(config: &[(String, String)], memory: usize, output: [Lines; 2]) -> Self {
         let mut wasi = WasiCtx::builder();
         let [stdout, stderr] = &output;
@@ -61,7 +59,6 @@ pub(crate) struct Memory {
 
 impl Memory {
     /// Whether more was asked for than there is.
-    #[must_use]
     pub(crate) fn is_exceeded(&self) -> bool {
         self.exceeded
     }

@@ -40,7 +40,6 @@ impl Kind {
     pub(crate) const ALL: [Self; 5] =
         [Self::Failed, Self::Trap, Self::Timeout, Self::Memory, Self::Output];
 
-    /// Its name in metrics.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Failed => "failed",

@@ -13,7 +13,6 @@ pub(crate) struct Destination(Url);
 
 impl Destination {
     /// Reads an absolute http(s) URL with a host; `None` where `text` is something else.
-    #[must_use]
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let mut url = Url::parse(text).ok()?;
         if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
@@ -24,33 +23,28 @@ impl Destination {
     }
 
     /// The whole URL, secrets included.
-    #[must_use]
     pub(crate) fn url(&self) -> &Url {
         &self.0
     }
 
     /// The host name, without brackets around an IPv6 address.
-    #[must_use]
     pub(crate) fn host(&self) -> &str {
         self.0.host_str().unwrap_or_default().trim_matches(['[', ']'])
     }
 
     /// `host:port`, for messages about a connection.
-    #[must_use]
     pub(crate) fn authority(&self) -> String {
         let port = self.0.port_or_known_default().unwrap_or_default();
         format!("{}:{port}", self.0.host_str().unwrap_or_default())
     }
 
     /// Whether the host is a name below `localhost` (RFC 6761, section 6.3).
-    #[must_use]
     pub(crate) fn is_localhost(&self) -> bool {
         let host = self.host().trim_end_matches('.');
         host == "localhost" || host.ends_with(".localhost")
     }
 
     /// Whether the host is this machine by name or by address.
-    #[must_use]
     pub(crate) fn is_loopback(&self) -> bool {
         self.is_localhost()
             || self.host().parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())

@@ -67,7 +67,6 @@ impl Proxy {
     }
 
     /// Whether TLS is spoken to the proxy itself.
-    #[must_use]
     pub(crate) fn is_secure(&self) -> bool {
         self.url.scheme_str() == Some("https")
     }

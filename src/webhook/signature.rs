@@ -37,7 +37,6 @@ impl Keys {
 
     /// The signatures of a call with these headers, which have its id and time; `None` without
     /// keys.
-    #[must_use]
     pub(crate) fn sign(&self, call: &HeaderMap, body: &[u8]) -> Option<HeaderValue> {
         let (id, timestamp) =
             (call.get(WEBHOOK_ID)?.as_bytes(), call.get(WEBHOOK_TIMESTAMP)?.as_bytes());

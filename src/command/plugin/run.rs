@@ -3,10 +3,10 @@
 use crate::config::environment::Environment;
 use crate::message::{Id, Message, Outbound};
 use crate::observe::log::{self, shown};
-use crate::plugin::chain::{self, Call, Chain, Limits, Shaped};
+use crate::plugin::chain::{self, Chain, HookCall, Limits, Shaped};
 use crate::plugin::files;
 use crate::plugin::host::Host;
-use crate::plugin::output::{Sink, Stream};
+use crate::plugin::output::{Channel, Sink};
 use crate::plugin::settings::Settings;
 use crate::relay::copy::relayed_copy;
 use crate::relay::outcome::{Outcome, Oversize};
@@ -38,7 +38,7 @@ struct Relayed {
 struct Report {
     result: Result<Relayed, Outcome>,
     /// Plugin, stream, line.
-    output: Vec<(String, Stream, String)>,
+    output: Vec<(String, Channel, String)>,
     /// Plugin, hook, milliseconds.
     calls: Vec<(String, &'static str, f64)>,
 }
@@ -77,7 +77,7 @@ pub(crate) async fn run(
     let files = files::found(&settings.paths)?;
     let chain = Chain::load(&files, &settings.settings, &host, collect).await?;
     let mut calls = Vec::new();
-    let called = |call: &Call<'_>| {
+    let called = |call: &HookCall<'_>| {
         let milliseconds = call.elapsed.as_secs_f64() * 1e3;
         calls.push((call.guest.name.to_string(), call.hook.name(), milliseconds));
     };
@@ -113,7 +113,6 @@ fn headers(matches: &ArgMatches) -> anyhow::Result<HeaderMap> {
     Ok(headers)
 }
 
-/// The payload on stdin.
 fn payload() -> anyhow::Result<Bytes> {
     if std::io::stdin().is_terminal() {
         log::complain("reading the payload from the terminal; end it with Ctrl-D");

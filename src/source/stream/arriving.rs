@@ -5,7 +5,7 @@ use crate::nats::ack;
 use crate::observe::event::Event;
 use crate::origin::Origin;
 use crate::source::stream::gate::Gate;
-use crate::source::stream::held::{Delivery, Place, Stored};
+use crate::source::stream::held::{Arrival, Place, Stored};
 use crate::source::stream::turn::Turn;
 use crate::source::stream::unreadable::Unreadable;
 use crate::source::stream::{INSPECT_CLOSED, Pull};
@@ -59,7 +59,7 @@ impl Pull {
         self.reply.push_str(&reply);
         let stored = Stored::new(info.place, unreadable, &self.held);
         match self.held.receive(&stored, reply.clone()) {
-            Delivery::New => {
+            Arrival::New => {
                 let message = message.of(Origin::Kept(Box::new(stored)));
                 match is_misread {
                     // It fails, so nothing has to wait for it.
@@ -67,8 +67,8 @@ impl Pull {
                     false => self.arrived(info.place.sequence, message),
                 }
             }
-            Delivery::Known => {}
-            Delivery::Settled(settled) => self.held.acknowledge(reply, settled).await,
+            Arrival::Known => {}
+            Arrival::Settled(settled) => self.held.acknowledge(reply, settled).await,
         }
     }
 
@@ -129,7 +129,7 @@ impl Pull {
         let place = Place { sequence, time_ns: stored_ns };
         let stored = Stored::new(place, Some(why), &self.held);
         let reply: Subject = ack::of_other(&self.reply, sequence, deliveries);
-        if self.held.receive(&stored, reply) != Delivery::New {
+        if self.held.receive(&stored, reply) != Arrival::New {
             return;
         }
         let message = Message::new(&subject, HeaderMap::new(), payload, self.id(place));

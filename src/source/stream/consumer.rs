@@ -40,9 +40,7 @@ pub(crate) const CONSUMER: &str = "nats-webhook-relay";
 /// The stream to read from, and how.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
-    /// The stream's name.
     pub(crate) name: String,
-    /// The durable consumer's name.
     pub(crate) consumer: String,
     /// Where a new consumer starts.
     pub(crate) deliver: Deliver,
@@ -113,8 +111,7 @@ pub(crate) struct Made {
 
 /// What the server says about the consumer at one moment.
 #[derive(Debug, Clone)]
-pub(crate) struct State {
-    /// When it was made.
+pub(crate) struct ConsumerState {
     pub(crate) created: String,
     /// The highest sequence in the stream that was delivered.
     pub(crate) delivered: u64,
@@ -138,7 +135,6 @@ pub(crate) enum SetUpError {
     /// The request in question came to nothing.
     #[error("cannot {doing}: {error}")]
     Api {
-        /// What was tried.
         doing: String,
         /// What came back.
         error: ApiError,
@@ -153,7 +149,6 @@ pub(crate) enum SetUpError {
 
 impl SetUpError {
     /// Whether another try may succeed without anybody doing anything.
-    #[must_use]
     pub(crate) fn is_passing(&self) -> bool {
         matches!(self, Self::Api { error, .. } if error.is_passing())
     }
@@ -161,7 +156,6 @@ impl SetUpError {
 
 impl SetUpError {
     /// Whether nobody listens where the API should be.
-    #[must_use]
     pub(crate) fn is_off(&self) -> bool {
         matches!(self, Self::Api { error: ApiError::Off(_), .. })
     }
@@ -170,7 +164,6 @@ impl SetUpError {
 impl Consumer {
     /// The consumer that `settings` name, for what `listen` covers; at most `pending` messages
     /// of it are unsettled where one replica works at a time.
-    #[must_use]
     pub(crate) fn new(api: Api, settings: &Settings, listen: &Prefix, pending: usize) -> Self {
         Self { api, settings: settings.clone(), filter: listen.wildcard(), pending }
     }
@@ -253,10 +246,10 @@ impl Consumer {
     ///
     /// # Errors
     /// See [`ApiError`]; [`Self::is_missing`] tells when it has to be made.
-    pub(crate) async fn state(&self) -> Result<State, ApiError> {
+    pub(crate) async fn state(&self) -> Result<ConsumerState, ApiError> {
         let info = self.api.call(&self.request("INFO"), &json!({})).await?;
         let pinned = text(&info, "/priority_groups/0/pinned_client_id");
-        Ok(State {
+        Ok(ConsumerState {
             created: text(&info, "/created").to_owned(),
             delivered: number(&info, "/delivered/stream_seq"),
             deliveries: number(&info, "/delivered/consumer_seq"),
@@ -269,13 +262,11 @@ impl Consumer {
     }
 
     /// Whether `error` says that the consumer, or its stream, is not there.
-    #[must_use]
     pub(crate) fn is_missing(error: &ApiError) -> bool {
         matches!(error.code(), Some(code::CONSUMER_NOT_FOUND | code::STREAM_NOT_FOUND))
     }
 
     /// The subject that pull requests go to.
-    #[must_use]
     pub(crate) fn next(&self) -> String {
         let Settings { name, consumer, .. } = &self.settings;
         self.api.subject(&format!("CONSUMER.MSG.NEXT.{name}.{consumer}"))

@@ -32,7 +32,6 @@ struct Closed {
 
 impl Gate {
     /// Closed, and nothing is known.
-    #[must_use]
     pub(crate) fn closed() -> Self {
         let mut gate = Self { closed: None, waiting: BTreeMap::new(), bytes: 0 };
         gate.close();
@@ -52,32 +51,27 @@ impl Gate {
     }
 
     /// Whether messages pass.
-    #[must_use]
     pub(crate) fn is_open(&self) -> bool {
         self.closed.is_none()
     }
 
     /// For how long it has been closed.
-    #[must_use]
     pub(crate) fn closed_for(&self) -> Duration {
         self.closed.as_ref().map_or(Duration::ZERO, |closed| closed.since.elapsed())
     }
 
     /// How many messages are to be asked for next; `None` where single ones are, to find out
     /// whether those that are missing are delivered again by now. They come before new ones.
-    #[must_use]
     pub(crate) fn missing(&self) -> Option<usize> {
         self.closed.as_ref().filter(|closed| closed.arriving).map(|closed| closed.missing)
     }
 
     /// The bytes that wait behind it.
-    #[must_use]
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// Whether a message may have been delivered before it was closed.
-    #[must_use]
     pub(crate) fn may_be_missing(&self, sequence: u64) -> bool {
         self.closed
             .as_ref()

@@ -87,7 +87,7 @@ impl Kept for Stored {
 
 /// What a delivery is to this process.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Delivery {
+pub(crate) enum Arrival {
     /// A message to relay.
     New,
     /// A message that is being worked on or waits for it.
@@ -169,8 +169,6 @@ impl State {
 }
 
 impl Held {
-    /// Nothing yet.
-    #[must_use]
     pub(crate) fn new(link: &Link) -> Self {
         Self(Arc::new(Shared {
             link: link.clone(),
@@ -181,13 +179,13 @@ impl Held {
     }
 
     /// Takes note of a delivery, to be answered on `reply`.
-    pub(crate) fn receive(&self, stored: &Stored, reply: Subject) -> Delivery {
+    pub(crate) fn receive(&self, stored: &Stored, reply: Subject) -> Arrival {
         let Place { sequence, time_ns } = stored.place;
         let mut state = self.lock();
         state.last = state.last.max(sequence);
         match state.settled.get(&sequence) {
             Some(past) if i128::from(past.time_ns) == time_ns => {
-                return Delivery::Settled(past.settled);
+                return Arrival::Settled(past.settled);
             }
             _ => {}
         }
@@ -195,7 +193,7 @@ impl Held {
         match state.unsettled.get_mut(&sequence) {
             Some(unsettled) if unsettled.time_ns == time_ns => {
                 (unsettled.reply, unsettled.told, unsettled.confirmed) = (reply, now, now);
-                return Delivery::Known;
+                return Arrival::Known;
             }
             // Of a stream that is no more.
             Some(unsettled) => unsettled.hold.end(Fate::Gone),
@@ -213,7 +211,7 @@ impl Held {
                 is_unreadable: stored.unreadable.is_some(),
             },
         );
-        Delivery::New
+        Arrival::New
     }
 
     /// Whether a message may be begun: it is still held here. Waits until it is certain whose
@@ -253,7 +251,6 @@ impl Held {
     }
 
     /// Whether it is certain that this replica works.
-    #[must_use]
     pub(crate) fn is_ours(&self) -> bool {
         self.0.turn.borrow().is_ours()
     }
@@ -349,7 +346,6 @@ impl Held {
     }
 
     /// The failed messages among the settled ones above `floor`.
-    #[must_use]
     pub(crate) fn failed_above(&self, floor: u64) -> Vec<u64> {
         let state = self.lock();
         let above =
@@ -365,19 +361,16 @@ impl Held {
     }
 
     /// How many messages are unsettled.
-    #[must_use]
     pub(crate) fn len(&self) -> usize {
         self.lock().unsettled.len()
     }
 
     /// The highest sequence that was delivered here.
-    #[must_use]
     pub(crate) fn last(&self) -> u64 {
         self.lock().last
     }
 
     /// How many messages up to `sequence` are unsettled.
-    #[must_use]
     pub(crate) fn count_to(&self, sequence: u64) -> usize {
         let state = self.lock();
         state
@@ -388,7 +381,6 @@ impl Held {
     }
 
     /// Whether `sequence` is unsettled here, or settled.
-    #[must_use]
     pub(crate) fn knows(&self, sequence: u64) -> bool {
         let state = self.lock();
         state.unsettled.contains_key(&sequence) || state.settled.contains_key(&sequence)
@@ -396,7 +388,6 @@ impl Held {
 
     /// The sequence that another consumer has to begin with for nothing to be missed, when all
     /// up to `floor` is known to be settled.
-    #[must_use]
     pub(crate) fn resume_at(&self, floor: u64) -> u64 {
         let state = self.lock();
         let oldest = state.unsettled.first_key_value().map(|(sequence, _)| *sequence);
@@ -405,7 +396,6 @@ impl Held {
 
     /// Messages that the stream was not asked about for `age`, oldest first, at most `most`. The
     /// caller asks now.
-    #[must_use]
     pub(crate) fn unconfirmed(&self, age: Duration, most: usize) -> Vec<u64> {
         let now = Instant::now();
         let mut state = self.lock();
@@ -482,26 +472,26 @@ mod tests {
         let held = Held::new(&Link::new(&Settings::default(), &Observer::default()));
         let stored = |sequence, time_ns| Stored::new(Place { sequence, time_ns }, None, &held);
         let first = stored(1, 100);
-        assert_eq!(held.receive(&first, "a".into()), Delivery::New);
-        assert_eq!(held.receive(&stored(1, 100), "b".into()), Delivery::Known);
+        assert_eq!(held.receive(&first, "a".into()), Arrival::New);
+        assert_eq!(held.receive(&stored(1, 100), "b".into()), Arrival::Known);
         assert_eq!(
             held.take(&first, Settled::Done).as_deref(),
             Some("b"),
             "answered where it was delivered last"
         );
-        assert_eq!(held.receive(&stored(1, 100), "c".into()), Delivery::Settled(Settled::Done));
+        assert_eq!(held.receive(&stored(1, 100), "c".into()), Arrival::Settled(Settled::Done));
         // Another stream has taken the place of the first one.
         let again = stored(1, 200);
-        assert_eq!(held.receive(&again, "d".into()), Delivery::New);
+        assert_eq!(held.receive(&again, "d".into()), Arrival::New);
         assert_eq!(held.take(&first, Settled::Done), None, "the first one settles nothing of it");
         let third = stored(1, 300);
-        assert_eq!(held.receive(&third, "e".into()), Delivery::New);
+        assert_eq!(held.receive(&third, "e".into()), Arrival::New);
         assert_eq!(again.hold.fate(), Fate::Gone);
         assert_eq!(held.take(&again, Settled::Done), None);
         assert!(held.take(&third, Settled::GivenBack).is_some());
         assert_eq!(
             held.receive(&stored(1, 300), "f".into()),
-            Delivery::New,
+            Arrival::New,
             "what was given back may come again"
         );
     }

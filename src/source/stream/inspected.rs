@@ -4,7 +4,7 @@ use crate::nats::ack;
 use crate::nats::link::Missed;
 use crate::nats::settings::REMIND;
 use crate::observe::event::Event;
-use crate::source::stream::consumer::{Made, SetUpError, Settings, Start, State};
+use crate::source::stream::consumer::{ConsumerState, Made, SetUpError, Settings, Start};
 use crate::source::stream::inspection::{Inspected, Inspection};
 use crate::source::stream::turn::Turn;
 use crate::source::stream::unreadable::{self, Unreadable};
@@ -128,7 +128,7 @@ impl Pull {
     }
 
     /// Opens the gate where nothing is missing any more.
-    fn decide(&mut self, state: &State, is_own: bool, missing: usize) {
+    fn decide(&mut self, state: &ConsumerState, is_own: bool, missing: usize) {
         if missing > 0 {
             self.turn.note_missing();
         }
@@ -157,7 +157,7 @@ impl Pull {
 
     /// Has messages fail that cannot be read, and returns how many others were delivered and are
     /// neither settled nor here.
-    fn sort_out(&mut self, found: Option<(Vec<Unreadable>, u64)>, state: &State) -> usize {
+    fn sort_out(&mut self, found: Option<(Vec<Unreadable>, u64)>, state: &ConsumerState) -> usize {
         if let Some((found, searched)) = found {
             let began_at = self.turn.began_at().unwrap_or(u64::MAX);
             for found in self.suspects.found(found, searched, began_at) {
@@ -189,7 +189,7 @@ impl Pull {
     }
 
     /// Says, once, what has changed about the consumer.
-    fn report(&mut self, state: &State) {
+    fn report(&mut self, state: &ConsumerState) {
         let Settings { name: stream, consumer, .. } = &self.consumer.settings;
         if state.paused != std::mem::replace(&mut self.said.paused, state.paused) {
             match state.paused {

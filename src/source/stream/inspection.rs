@@ -5,7 +5,7 @@ use crate::nats::ack;
 use crate::nats::capture::Capture;
 use crate::nats::jetstream::{ApiError, number};
 use crate::origin::Settled;
-use crate::source::stream::consumer::{Consumer, Made, SetUpError, Start, State};
+use crate::source::stream::consumer::{Consumer, ConsumerState, Made, SetUpError, Start};
 use crate::source::stream::held::Held;
 use crate::source::stream::unreadable::{self, Unreadable};
 use std::time::Duration;
@@ -45,7 +45,7 @@ pub(crate) struct Inspection {
 
 /// What an inspection found.
 pub(crate) struct Inspected {
-    pub(crate) state: State,
+    pub(crate) state: ConsumerState,
     /// Messages that cannot be delivered, and up to which sequence they were searched for; `None`
     /// where they were not.
     pub(crate) unreadable: Option<(Vec<Unreadable>, u64)>,
@@ -94,7 +94,7 @@ impl Inspection {
     /// Finds what broke the connection, and has the server put off its next delivery.
     async fn search(
         &self,
-        state: &State,
+        state: &ConsumerState,
         searched: u64,
     ) -> Result<Option<(Vec<Unreadable>, u64)>, SetUpError> {
         let after = state.floor.max(searched);

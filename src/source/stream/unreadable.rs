@@ -38,7 +38,6 @@ pub(crate) struct Unreadable {
     pub(crate) sequence: u64,
     /// The subject it was published on.
     pub(crate) subject: String,
-    /// Its payload.
     pub(crate) payload: Bytes,
     /// When it was stored, in nanoseconds since 1970.
     pub(crate) stored_ns: i128,
