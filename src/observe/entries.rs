@@ -106,8 +106,8 @@ fn calls(event: &Event<'_>) {
         }
         Event::Retried { call: Called { message, destination, attempt, .. }, error, wait } => {
             debug!(
-                target: WEBHOOK, subject = %message.subject, id = %message.id, %destination, attempt,
-                %error, wait_ms = milliseconds(wait), "not accepted, retrying"
+                target: WEBHOOK, subject = %message.subject, id = %message.id, %destination,
+                attempt, %error, wait_ms = milliseconds(wait), "not accepted, retrying"
             )
         }
         // Of the destination, whatever message was the first to notice.
