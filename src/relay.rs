@@ -16,7 +16,7 @@ use crate::message::Message;
 use crate::nats::link::Link;
 use crate::nats::publisher::{Confirmed, PublishFailure, Publisher};
 use crate::observe::Observer;
-use crate::observe::event::Event;
+use crate::observe::event::{Event, Steps};
 use crate::origin::{Fate, Settled};
 use crate::pending::Pending;
 use crate::plugin::{Limits, Plugins, Shaped};
@@ -32,7 +32,7 @@ use futures_util::FutureExt;
 use std::fmt::Display;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -144,7 +144,7 @@ impl Relay {
         }
         let relayed = AssertUnwindSafe(self.relay(message, ahead)).catch_unwind().await;
         let outcome = match relayed {
-            Ok(Ok(confirmed)) => Outcome::Relayed(confirmed),
+            Ok(Ok((confirmed, steps))) => Outcome::Relayed(confirmed, steps),
             Ok(Err(outcome)) => outcome,
             Err(_) => Outcome::Failed(Failure::Bug),
         };
@@ -152,13 +152,21 @@ impl Relay {
     }
 
     /// One message from NATS to the webhook and back to NATS.
-    async fn relay(&self, message: &Arc<Message>, ahead: &mut Ahead) -> Result<Confirmed, Outcome> {
+    async fn relay(
+        &self,
+        message: &Arc<Message>,
+        ahead: &mut Ahead,
+    ) -> Result<(Confirmed, Steps), Outcome> {
+        let (waited, began) = (message.received.elapsed(), Instant::now());
         let accepted = match ahead.take(message) {
             Some(accepted) => accepted,
             None => self.deliver(message, ahead).await?,
         };
+        let (call, called) = (accepted.call(), began.elapsed());
         let confirmed = self.republish(accepted).await;
-        confirmed.map_err(|failure| Outcome::Failed(Failure::Publish(failure)))
+        let confirmed = confirmed.map_err(|failure| Outcome::Failed(Failure::Publish(failure)))?;
+        let published = began.elapsed().saturating_sub(called);
+        Ok((confirmed, Steps { call, waited, called, published }))
     }
 
     /// Calls the webhook for a message, and for those that are merged into the call.
@@ -257,7 +265,7 @@ impl Relay {
         };
         self.report(message, &outcome);
         let settled = match outcome {
-            Outcome::Relayed(_) | Outcome::Rejected { .. } => Settled::Done,
+            Outcome::Relayed(..) | Outcome::Rejected { .. } => Settled::Done,
             Outcome::GivenBack => Settled::GivenBack,
             Outcome::Failed(failure) => tokio::select! {
                 biased;
@@ -275,8 +283,8 @@ impl Relay {
             return;
         }
         self.observer.note(&match outcome {
-            Outcome::Relayed(confirmed) => {
-                Event::Relayed { message, relayed: confirmed.subject().as_str() }
+            Outcome::Relayed(confirmed, steps) => {
+                Event::Relayed { message, relayed: confirmed.subject().as_str(), steps }
             }
             Outcome::Rejected { plugin, hook, reason } => {
                 Event::Rejected { message, plugin, hook: hook.name(), reason }

@@ -18,7 +18,7 @@ use crate::certificates::Certificates;
 use crate::headers::WEBHOOK_SIGNATURE;
 use crate::message::{Message, Outbound};
 use crate::observe::Observer;
-use crate::observe::event::{self, Event};
+use crate::observe::event::{self, AcceptedCall, Event};
 use crate::origin::Fate;
 use crate::slot::{Slot, Working};
 use crate::webhook::destination::Destination;
@@ -88,11 +88,16 @@ struct Target {
 pub(crate) struct Accepted {
     message: Arc<Message>,
     relayed: Outbound,
+    call: AcceptedCall,
 }
 
 impl Accepted {
     pub(crate) fn message(&self) -> &Arc<Message> {
         &self.message
+    }
+
+    pub(crate) fn call(&self) -> AcceptedCall {
+        self.call
     }
 
     /// The message that may now be republished.
@@ -193,11 +198,21 @@ impl Webhook {
         let calls = calls.map(|target| self.deliver_to(target, &delivery, slot, working.clone()));
         let calls: Vec<_> = calls.collect();
         drop(working);
-        let refusals: Vec<_> = join_all(calls).await.into_iter().filter_map(Result::err).collect();
+        let (mut call, mut refusals) = (AcceptedCall::default(), Vec::new());
+        for ended in join_all(calls).await {
+            match ended {
+                Ok((status, attempts)) => {
+                    call.status = status.as_u16();
+                    call.attempts = call.attempts.max(attempts);
+                }
+                Err(refusal) => refusals.push(refusal),
+            }
+        }
         if !refusals.is_empty() {
             return Err(Undelivered(refusals));
         }
-        let accepted = |Delivery { message, relayed, .. }| Accepted { message, relayed };
+        call.merged = delivery.merged.len();
+        let accepted = |Delivery { message, relayed, .. }| Accepted { message, relayed, call };
         let mut delivery = delivery;
         let merged = std::mem::take(&mut delivery.merged);
         Ok((accepted(delivery), merged.into_iter().map(accepted).collect()))
@@ -209,7 +224,7 @@ impl Webhook {
         delivery: &Delivery,
         slot: &Slot<'_>,
         mut working: Working,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(StatusCode, u32), Refusal> {
         let (message, destination) = (&delivery.message, &target.endpoint.destination);
         let (mut attempt, mut short) = (1, 0);
         loop {
@@ -226,7 +241,7 @@ impl Webhook {
             if let (Verdict::Accepted, Some(status)) = (verdict, status) {
                 self.observer.note(&Event::Answered { call, status: status.as_u16() });
                 target.outage.ended();
-                return Ok(());
+                return Ok((status, attempt));
             }
             let error = describe(&answer, destination);
             let refusal = |error, attempts| {

@@ -1,6 +1,7 @@
 //! How each [`Event`] reads in the log. The console knows them by their names.
 
-use crate::observe::event::{Answer, Called, Event, Gap};
+use crate::observe::event::{AcceptedCall, Answer, Called, Event, Gap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tracing::{debug, error, info, warn};
 
@@ -22,6 +23,25 @@ const NATS: &str = "nats_webhook_relay::nats";
 const RELOAD: &str = "nats_webhook_relay::plugin::reload";
 const OUTPUT: &str = "nats_webhook_relay::plugin::output";
 const REQUEST: &str = "nats_webhook_relay::request";
+
+/// Whether a message is one line at `info`, when it is done, and its steps are at `debug`.
+static IS_BRIEF: AtomicBool = AtomicBool::new(false);
+
+/// Makes each message one line at `info`, which says how it came to be relayed.
+pub(crate) fn be_brief() {
+    IS_BRIEF.store(true, Ordering::Relaxed);
+}
+
+fn is_brief() -> bool {
+    IS_BRIEF.load(Ordering::Relaxed)
+}
+
+/// A line about one step of a message: at `debug` where a message is one line, else at `info`.
+macro_rules! step {
+    ($($line:tt)*) => {
+        if is_brief() { debug!($($line)*) } else { info!($($line)*) }
+    };
+}
 
 /// Writes an event to the log, where it has something to say there.
 pub(crate) fn write(event: &Event<'_>) {
@@ -68,7 +88,7 @@ pub(crate) fn write(event: &Event<'_>) {
 
 fn message(event: &Event<'_>) {
     match *event {
-        Event::Received(message) => info!(
+        Event::Received(message) => step!(
             name: name::RECEIVED, target: RELAY, subject = %message.subject, id = %message.id,
             bytes = message.payload.len(), "received"
         ),
@@ -76,7 +96,17 @@ fn message(event: &Event<'_>) {
             target: RELAY, subject = %message.subject, id = %message.id, headers,
             "dropped headers that HTTP does not allow"
         ),
-        Event::Relayed { message, relayed } => info!(
+        Event::Relayed { message, relayed, steps } if is_brief() => {
+            let AcceptedCall { status, attempts, merged } = steps.call;
+            let merged = (merged > 0).then_some(merged);
+            info!(
+                name: name::RELAYED, target: RELAY, subject = %message.subject, id = %message.id,
+                %relayed, status, attempts, merged, waited_ms = milliseconds(steps.waited),
+                called_ms = milliseconds(steps.called),
+                published_ms = milliseconds(steps.published), "relayed"
+            );
+        }
+        Event::Relayed { message, relayed, .. } => info!(
             name: name::RELAYED, target: RELAY, subject = %message.subject, id = %message.id,
             %relayed, "relayed"
         ),
@@ -108,7 +138,7 @@ fn calls(event: &Event<'_>) {
             let Called { message, merged, destination, attempt, elapsed } = call;
             let elapsed_ms = milliseconds(elapsed.unwrap_or_default());
             let merged = (merged > 0).then_some(merged);
-            info!(
+            step!(
                 name: name::ANSWERED, target: WEBHOOK, subject = %message.subject,
                 id = %message.id, %destination, status, elapsed_ms, attempt, merged, "answered"
             );

@@ -34,6 +34,7 @@ pub(crate) enum Event<'a> {
     Relayed {
         message: &'a Message,
         relayed: &'a str,
+        steps: &'a Steps,
     },
     Rejected {
         message: &'a Message,
@@ -154,6 +155,31 @@ pub(crate) struct Answer {
     pub(crate) bytes: usize,
     /// From the request to the answer.
     pub(crate) elapsed: Duration,
+}
+
+/// How a message came to be relayed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Steps {
+    /// The call that stood for it.
+    pub(crate) call: AcceptedCall,
+    /// From its arrival until it was worked on.
+    pub(crate) waited: Duration,
+    /// From then until every destination had accepted it; next to nothing where the call of
+    /// another message had been accepted for it before.
+    pub(crate) called: Duration,
+    /// From then until its copy was confirmed.
+    pub(crate) published: Duration,
+}
+
+/// A call that every destination has accepted.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct AcceptedCall {
+    /// Of the last destination.
+    pub(crate) status: u16,
+    /// Of the destination that needed the most.
+    pub(crate) attempts: u32,
+    /// How many other messages it stood for.
+    pub(crate) merged: usize,
 }
 
 /// Why messages may have been missed.
