@@ -13,6 +13,7 @@ use crate::config::environment::Environment;
 use crate::config::{self, Backend, Config, EX_USAGE, Mistakes, Shared};
 use crate::nats::link::Link;
 use crate::observe::monitor::{self, Readiness};
+use crate::observe::process as process_metrics;
 use crate::observe::supervisor::{self, Phase};
 use crate::observe::{Observer, log};
 use crate::pending::Pending;
@@ -40,6 +41,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 }
 
 fn execute(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    process_metrics::started();
     let matches = match command_line().try_get_matches_from(arguments) {
         Ok(matches) => matches,
         Err(error) => {
@@ -234,8 +236,11 @@ async fn run(config: &Config) -> anyhow::Result<()> {
         info!("stopped before NATS could be reached");
         return Ok(());
     };
-    let subscribed = link.clone();
-    let _ = readiness.set(Box::new(move || subscribed.is_subscribed()));
+    let (subscribed, reading, most) = (link.clone(), observer.clone(), config.ready_max_lag);
+    let _ = readiness.set(Box::new(move || {
+        subscribed.can_receive()?;
+        monitor::lag(reading.metrics().reading().oldest, most)
+    }));
     let server = link.client().await.1.server_info().version;
     info!(from = config.relay.listen.wildcard(), server, "ready");
     supervisor::tell(Phase::Ready);
@@ -248,6 +253,7 @@ async fn run(config: &Config) -> anyhow::Result<()> {
         Intake::Stream(_) => None,
     };
     let relay = Arc::new(relay);
+    observer.metrics().show(relay.gauges());
     if let Some(resync) = &resync {
         // What was published before this is a gap.
         resync.notice(Reason::Start, None);

@@ -23,7 +23,7 @@ use crate::config::environment::Environment;
 use crate::config::reader::{DURATION, Reader, duration, number};
 use crate::config::variables::{
     COALESCE, COALESCE_WINDOW, HTTP_LISTEN, LOG_FORMAT, MAX_IN_FLIGHT, NATS_FAILED_SUBJECT_PREFIX,
-    NATS_RELAYED_SUBJECT_PREFIX, NATS_SUBJECT_PREFIX, RUST_LOG, SHUTDOWN_GRACE,
+    NATS_RELAYED_SUBJECT_PREFIX, NATS_SUBJECT_PREFIX, READY_MAX_LAG, RUST_LOG, SHUTDOWN_GRACE,
 };
 use crate::observe::log::{self, Format};
 use crate::relay::merge::{self, LONGEST_WINDOW, Which};
@@ -51,6 +51,8 @@ pub struct Config {
     pub(crate) relay: relay::Settings,
     /// Where health and metrics are served.
     pub(crate) http_listen: Option<SocketAddr>,
+    /// How old a message may be while the relay counts as ready.
+    pub(crate) ready_max_lag: Option<Duration>,
     pub(crate) log: log::Settings,
 }
 
@@ -101,13 +103,14 @@ impl Config {
         let plugins = read.plugins();
         let expected = "an address and port such as 127.0.0.1:9090 or [::]:9090";
         let http_listen = read.optional(&HTTP_LISTEN, expected, |text| text.parse().ok());
+        let ready_max_lag = read.optional(&READY_MAX_LAG, DURATION, duration(1));
         let log = read.log();
         // Every part that is `None` has left a mistake behind.
         match (webhook, nats, relay) {
             (Some(webhook), Some(nats), Some(relay)) if read.mistakes.is_empty() => {
                 let listen = relay.listen.clone();
                 let source = crate::source::Settings { listen, intake, limits };
-                Ok(Self { nats, source, webhook, plugins, relay, http_listen, log })
+                Ok(Self { nats, source, webhook, plugins, relay, http_listen, ready_max_lag, log })
             }
             _ => Err(Mistakes(read.mistakes)),
         }

@@ -17,6 +17,7 @@ use crate::nats::link::Link;
 use crate::nats::publisher::{Confirmed, PublishFailure, Publisher};
 use crate::observe::Observer;
 use crate::observe::event::{Event, Steps};
+use crate::observe::metrics::{Gauges, Reading};
 use crate::origin::{Fate, Settled};
 use crate::pending::Pending;
 use crate::plugin::{Limits, Plugins, Shaped};
@@ -108,6 +109,19 @@ impl Relay {
             lanes: Lanes::new(pending),
             halt: CancellationToken::new(),
         }
+    }
+
+    /// What can be read off at any time.
+    pub(crate) fn gauges(self: &Arc<Self>) -> Gauges {
+        // The observer, which the relay has, must not keep the relay.
+        let (relay, most) = (Arc::downgrade(self), self.limit.available_permits());
+        Box::new(move || match relay.upgrade() {
+            None => Reading::default(),
+            Some(relay) => Reading {
+                oldest: relay.lanes.oldest(),
+                in_flight: most.saturating_sub(relay.limit.available_permits()),
+            },
+        })
     }
 
     /// Takes a message in: it waits in its lane until those before it are settled.

@@ -170,6 +170,7 @@ impl Webhook {
             let proxy = proxy.as_ref();
             let endpoint =
                 Endpoint::new(destination, proxy, *connect_timeout, certificates, headers)?;
+            observer.metrics().expect_calls(&destination.to_string());
             Ok(Target { endpoint, outage: Outage::new(destination, observer) })
         });
         Ok(Self {
@@ -233,10 +234,11 @@ impl Webhook {
             let answer = Box::pin(self.call(target, delivery)).await;
             drop(working);
             let elapsed = called.elapsed();
-            let merged = delivery.merged.len();
-            let elapsed = Some(elapsed);
-            let call = event::Called { message, merged, destination, attempt, elapsed };
             let status = answer.as_ref().ok().map(|answer| answer.status);
+            let (merged, elapsed) = (delivery.merged.len(), Some(elapsed));
+            let code = status.map(|status| status.as_u16());
+            let call =
+                event::Called { message, merged, destination, status: code, attempt, elapsed };
             let verdict = verdict(status, &self.retry_status);
             if let (Verdict::Accepted, Some(status)) = (verdict, status) {
                 self.observer.note(&Event::Answered { call, status: status.as_u16() });

@@ -103,6 +103,10 @@ fn every_bad_value_is_reported_in_one_go_with_its_name_and_what_is_expected() {
         ("NATS_SUBJECT_PREFIX", "cms.>", "a subject prefix such as cms.cache, not \"cms.>\""),
         ("NATS_RELAYED_SUBJECT_PREFIX", "a..b", "empty token"),
         ("NATS_FAILED_SUBJECT_PREFIX", "a b", "white space"),
+        ("NATS_RESYNC_SUBJECT", "a.*", "a subject such as relayed.resync, not \"a.*\""),
+        ("WEBHOOK_RESYNC_DESTINATION", "ftp://hunter2@h", "http:// or https:// URLs"),
+        ("RESYNC_ON", "never", "some of start, reconnect"),
+        ("RESYNC_INTERVAL", "5", "30s"),
         ("NATS_QUEUE_GROUP", "two words", "a name without white space, not \"two words\""),
         ("NATS_PENDING_MESSAGES", "0", "from 1 to 10000000"),
         ("NATS_PENDING_BYTES", "many", "64MiB"),
@@ -135,6 +139,7 @@ fn every_bad_value_is_reported_in_one_go_with_its_name_and_what_is_expected() {
         ("PLUGIN_MEMORY", "lots", "64MiB"),
         ("PLUGIN_WATCH", "yes", "true or false, not \"yes\""),
         ("HTTP_LISTEN", "9090", "127.0.0.1:9090"),
+        ("READY_MAX_LAG", "long", "30s"),
         ("LOG_FORMAT", "xml", "pretty, compact or json, not \"xml\""),
         ("RUST_LOG", "relay=loud", "error, warn, info, debug, trace"),
     ];

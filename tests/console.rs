@@ -313,7 +313,8 @@ async fn the_documents_list_the_metrics_that_there_are() {
     let names = rows.flat_map(|row| row.split('|').nth(1).unwrap().split(','));
     let listed = names
         .map(|name| {
-            name.trim().trim_matches('`').split('{').next().unwrap().trim_end_matches("_total")
+            let name = name.trim().trim_matches('`').split('{').next().unwrap();
+            name.trim_end_matches("_total").trim_end_matches("_info")
         })
         .collect();
     assert_eq!(served, listed);

@@ -241,8 +241,12 @@ variables! {
     HTTP_LISTEN: plain(
         "Address for /healthz, /readyz and /metrics, such as 127.0.0.1:9090.",
     ),
+    READY_MAX_LAG: plain(
+        "/readyz answers 503 while the oldest message that waits is older. Default: off.",
+    ),
     LOG_FORMAT: plain(
-        "pretty, compact or json. Default: pretty on a terminal, else compact.",
+        "pretty, compact or json. Default: pretty on a terminal, else compact. Off a terminal, \
+         compact and json have one line for each message at info, when it is done.",
     ),
     RUST_LOG: plain(
         "What is logged: a level, or target=level,... as in tracing-subscriber's EnvFilter.",

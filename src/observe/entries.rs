@@ -135,7 +135,7 @@ fn message(event: &Event<'_>) {
 fn calls(event: &Event<'_>) {
     match *event {
         Event::Answered { call, status } => {
-            let Called { message, merged, destination, attempt, elapsed } = call;
+            let Called { message, merged, destination, attempt, elapsed, .. } = call;
             let elapsed_ms = milliseconds(elapsed.unwrap_or_default());
             let merged = (merged > 0).then_some(merged);
             step!(

@@ -142,6 +142,8 @@ pub(crate) struct Called<'a> {
     /// How many other messages the call stands for.
     pub(crate) merged: usize,
     pub(crate) destination: &'a dyn Display,
+    /// Of the answer; `None` where there was none.
+    pub(crate) status: Option<u16>,
     pub(crate) attempt: u32,
     /// From the call to the end of its answer; `None` where there was no call.
     pub(crate) elapsed: Option<Duration>,

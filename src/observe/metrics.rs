@@ -7,11 +7,16 @@ use crate::observe::event::{Answer, Called, Event, Gap};
 use crate::observe::lines;
 use crate::pending::Pending;
 use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct FailedLabels {
@@ -32,6 +37,12 @@ struct CallFailedLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AnswerLabels {
+    destination: String,
+    status: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
     status: &'static str,
 }
@@ -44,8 +55,34 @@ struct ReloadLabels {
 const LOADED: ReloadLabels = ReloadLabels { result: "loaded" };
 const REFUSED: ReloadLabels = ReloadLabels { result: "refused" };
 
+/// The classes of statuses, and calls without an answer.
+const CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "none"];
+
+fn class(status: Option<u16>) -> &'static str {
+    match status {
+        None => "none",
+        Some(..200) => "1xx",
+        Some(200..300) => "2xx",
+        Some(300..400) => "3xx",
+        Some(400..500) => "4xx",
+        Some(500..) => "5xx",
+    }
+}
+
+/// What can be read off a relay at any time.
+#[derive(Default)]
+pub(crate) struct Reading {
+    /// The age of the oldest message that waits or is worked on.
+    pub(crate) oldest: Duration,
+    /// Messages that are worked on.
+    pub(crate) in_flight: usize,
+}
+
+/// Reads them off.
+pub(crate) type Gauges = Box<dyn Fn() -> Reading + Send + Sync>;
+
 /// All counters of one process.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Metrics {
     /// Whether it is a relay, and not `gateway` or `serve`.
     is_relay: bool,
@@ -68,6 +105,8 @@ pub(crate) struct Metrics {
     redelivered: Counter,
     stream_pending: Gauge,
     active: Gauge,
+    gauges: OnceLock<Gauges>,
+    calls: Family<AnswerLabels, Counter>,
     call_seconds: CallSeconds,
     hook_seconds: HookSeconds,
     hooks_failed: Family<CallFailedLabels, Counter>,
@@ -97,7 +136,7 @@ impl Default for RequestSeconds {
             Family::<RequestLabels, Histogram, fn() -> Histogram>::new_with_constructor(|| {
                 Histogram::new(CALL_BUCKETS)
             });
-        for status in ["1xx", "2xx", "3xx", "4xx", "5xx"] {
+        for status in CLASSES.into_iter().filter(|class| *class != "none") {
             drop(family.get_or_create(&RequestLabels { status }));
         }
         Self(family)
@@ -135,6 +174,24 @@ impl Metrics {
 
     pub(crate) fn lost(&self) -> u64 {
         self.lost.get()
+    }
+
+    /// Shows what `gauges` reads.
+    pub(crate) fn show(&self, gauges: Gauges) {
+        let _ = self.gauges.set(gauges);
+    }
+
+    /// What can be read off the relay now.
+    pub(crate) fn reading(&self) -> Reading {
+        self.gauges.get().map(|gauges| gauges()).unwrap_or_default()
+    }
+
+    /// Shows the calls of a destination from zero on.
+    pub(crate) fn expect_calls(&self, destination: &str) {
+        for status in CLASSES {
+            let destination = destination.to_owned();
+            drop(self.calls.get_or_create(&AnswerLabels { destination, status }));
+        }
     }
 
     /// Shows the failures of these `reasons` from zero on.
@@ -221,17 +278,13 @@ impl Metrics {
     fn called(&self, call: Called<'_>) {
         if let Some(elapsed) = call.elapsed {
             self.call_seconds.0.observe(elapsed.as_secs_f64());
+            let (destination, status) = (call.destination.to_string(), class(call.status));
+            self.calls.get_or_create(&AnswerLabels { destination, status }).inc();
         }
     }
 
     fn answered(&self, answer: Answer) {
-        let status = match answer.status {
-            ..200 => "1xx",
-            200..300 => "2xx",
-            300..400 => "3xx",
-            400..500 => "4xx",
-            500.. => "5xx",
-        };
+        let status = class(Some(answer.status));
         let histogram = self.request_seconds.0.get_or_create(&RequestLabels { status });
         histogram.observe(answer.elapsed.as_secs_f64());
     }
@@ -251,9 +304,14 @@ impl Metrics {
             }
         }
         self.register_process(&mut registry);
+        let mut process = Registry::default();
+        super::process::register(&mut process);
         let mut text = String::new();
         // Writing into a String does not fail.
-        let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
+        for registry in [&registry, &process] {
+            let _ = encode_registry(&mut text, registry);
+        }
+        let _ = encode_eof(&mut text);
         text
     }
 
@@ -285,6 +343,12 @@ impl Metrics {
         let help = "Size of the messages waiting or being worked on";
         let bytes = gauge(self.pending.bytes());
         registry.register_with_unit("messages_pending", help, Unit::Bytes, bytes);
+        let Reading { oldest, in_flight } = self.reading();
+        let age = Gauge::<f64, AtomicU64>::default();
+        age.set(oldest.as_secs_f64());
+        let help = "Age of the oldest message that waits or is worked on";
+        registry.register_with_unit("oldest_message", help, Unit::Seconds, age);
+        registry.register("messages_in_flight", "Messages worked on", gauge(in_flight));
         let help = "Times in which messages may have been missed";
         registry.register("gaps", help, self.gaps.clone());
         let help = "Resyncs that were accepted and published";
@@ -303,6 +367,8 @@ impl Metrics {
         registry.register("reconnects", help, self.reconnects.clone());
         let dropped = Counter::<u64>::default();
         dropped.inc_by(lines::dropped() as u64);
+        let version = [("version", env!("CARGO_PKG_VERSION"))];
+        registry.register("build", "The version of the program", Info::new(version));
         let help = "Log lines that standard error did not take";
         registry.register("log_lines_dropped", help, dropped);
     }
@@ -310,6 +376,8 @@ impl Metrics {
     fn register_calls(&self, registry: &mut Registry) {
         let help = "Webhook calls that were not accepted and are tried again";
         registry.register("webhook_retries", help, self.retries.clone());
+        let help = "Webhook calls by destination and class of status";
+        registry.register("webhook_calls", help, self.calls.clone());
         let (help, calls) = ("Time from a webhook call to its answer", self.call_seconds.0.clone());
         registry.register_with_unit("webhook_call", help, Unit::Seconds, calls);
         let (help, calls) = ("Time that calls of plugins take", self.hook_seconds.0.clone());
