@@ -50,6 +50,7 @@ pub(crate) fn write(event: &Event<'_>) {
             plugins(event);
         }
         Event::Refused { .. }
+        | Event::HeldBack
         | Event::Dropped
         | Event::Redelivered
         | Event::StreamPending(_)

@@ -29,6 +29,8 @@ pub(crate) enum Event<'a> {
         error: &'a str,
         wait: Duration,
     },
+    /// A call has to wait, because its destination is called often enough.
+    HeldBack,
     Relayed {
         message: &'a Message,
         relayed: &'a str,
