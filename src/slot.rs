@@ -1,8 +1,9 @@
 //! A message's claim on the limit of messages that are worked on at once.
 //!
 //! The claim is held while any part of the message's work runs, and given back while all of it
-//! waits, so that a message that waits for a retry keeps no other from being worked on. Where
-//! replicas take turns, nothing is worked on while the turn may be another's.
+//! waits, so that a message that waits for a retry, or for the rate limit of a destination, keeps
+//! no other from being worked on. Where replicas take turns, nothing is worked on while the turn
+//! may be another's.
 
 use crate::message::Message;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};

@@ -10,6 +10,7 @@ pub(crate) mod destination;
 pub(crate) mod endpoint;
 mod outage;
 pub(crate) mod proxy;
+pub(crate) mod rate;
 pub(crate) mod signature;
 
 pub use delivery::Delivery;
@@ -25,6 +26,7 @@ use crate::webhook::destination::Destination;
 use crate::webhook::endpoint::{Answer, Call, Endpoint, Unanswered};
 use crate::webhook::outage::{Outage, Shortage};
 use crate::webhook::proxy::Proxy;
+use crate::webhook::rate::{Rate, RateLimit};
 use crate::webhook::signature::Keys;
 use futures_util::future::join_all;
 use reqwest::header::{self, HeaderMap};
@@ -58,6 +60,8 @@ pub(crate) struct Settings {
     pub(crate) max_attempts: Option<u32>,
     /// Statuses to retry beside the usual ones.
     pub(crate) retry_status: Vec<StatusCode>,
+    /// How often each destination is called at most.
+    pub(crate) rate_limit: Option<Rate>,
     /// Headers of every call; their values are marked sensitive.
     pub(crate) headers: HeaderMap,
     /// What every call is signed with.
@@ -78,7 +82,10 @@ pub(crate) struct Webhook {
 }
 
 struct Target {
+    /// Without secrets.
+    name: Arc<str>,
     endpoint: Endpoint,
+    limit: Option<RateLimit>,
     outage: Outage,
 }
 
@@ -114,12 +121,21 @@ pub(crate) struct Undelivered(pub(crate) Vec<Refusal>);
 #[derive(Debug)]
 pub(crate) struct Refusal {
     /// Without secrets.
-    pub(crate) destination: String,
+    pub(crate) destination: Arc<str>,
     /// The last answer's status; `None` when there was none.
     pub(crate) status: Option<StatusCode>,
     /// What went wrong, for a person.
     pub(crate) error: String,
     pub(crate) attempts: u32,
+}
+
+impl Refusal {
+    /// The same, and why it is the last word.
+    fn because(mut self, why: &str) -> Self {
+        let separator = if self.error.is_empty() { "" } else { "; " };
+        self.error = [&self.error, separator, why].concat();
+        self
+    }
 }
 
 impl fmt::Display for Undelivered {
@@ -170,8 +186,10 @@ impl Webhook {
             let proxy = proxy.as_ref();
             let endpoint =
                 Endpoint::new(destination, proxy, *connect_timeout, certificates, headers)?;
-            observer.metrics().expect_calls(&destination.to_string());
-            Ok(Target { endpoint, outage: Outage::new(destination, observer) })
+            let name: Arc<str> = destination.to_string().into();
+            observer.metrics().expect_calls(&name);
+            let limit = settings.rate_limit.map(RateLimit::new);
+            Ok(Target { outage: Outage::new(&name, observer), name, endpoint, limit })
         });
         Ok(Self {
             targets: targets.collect::<anyhow::Result<_>>()?,
@@ -226,60 +244,58 @@ impl Webhook {
         slot: &Slot<'_>,
         mut working: Working,
     ) -> Result<(StatusCode, u32), Refusal> {
-        let (message, destination) = (&delivery.message, &target.endpoint.destination);
-        let (mut attempt, mut short) = (1, 0);
+        let (message, name) = (&delivery.message, &target.name);
+        let mut refusal =
+            Refusal { destination: name.clone(), status: None, error: String::new(), attempts: 0 };
+        let mut short = 0;
         loop {
-            let called = Instant::now();
+            if let Some(limit) = &target.limit {
+                let admitted = Box::pin(limit.admit(slot, working, &self.observer));
+                working = match ours(slot.message(), admitted).await {
+                    Ok(working) => working,
+                    Err(why) => return Err(refusal.because(why)),
+                };
+            }
+            let (called, attempt) = (Instant::now(), refusal.attempts + 1);
             // Boxed, so that a message that waits for a retry is small.
             let answer = Box::pin(self.call(target, delivery)).await;
             drop(working);
-            let elapsed = called.elapsed();
-            let status = answer.as_ref().ok().map(|answer| answer.status);
-            let (merged, elapsed) = (delivery.merged.len(), Some(elapsed));
-            let code = status.map(|status| status.as_u16());
+            let (merged, elapsed) = (delivery.merged.len(), Some(called.elapsed()));
+            refusal.status = answer.as_ref().ok().map(|answer| answer.status);
+            let status = refusal.status.map(|status| status.as_u16());
             let call =
-                event::Called { message, merged, destination, status: code, attempt, elapsed };
-            let verdict = verdict(status, &self.retry_status);
-            if let (Verdict::Accepted, Some(status)) = (verdict, status) {
+                event::Called { message, merged, destination: name, status, attempt, elapsed };
+            let verdict = verdict(refusal.status, &self.retry_status);
+            if let (Verdict::Accepted, Some(status)) = (verdict, refusal.status) {
                 self.observer.note(&Event::Answered { call, status: status.as_u16() });
                 target.outage.ended();
                 return Ok((status, attempt));
             }
-            let error = describe(&answer, destination);
-            let refusal = |error, attempts| {
-                Err(Refusal { destination: destination.to_string(), status, error, attempts })
-            };
+            refusal.error = describe(&answer, &target.endpoint.destination);
+            let error = refusal.error.as_str();
             let wait = if let Err(Unanswered { shortage: Some(what), .. }) = answer {
                 // The endpoint was not called, so this is no attempt.
                 self.shortage.noticed(what);
                 short += 1;
                 let (call, wait) = (event::Called { elapsed: None, ..call }, backoff(short));
-                self.observer.note(&Event::Retried { call, error: &error, wait });
+                self.observer.note(&Event::Retried { call, error, wait });
                 wait
             } else {
+                refusal.attempts = attempt;
                 if verdict == Verdict::Refused || self.max_attempts.is_some_and(|n| attempt >= n) {
                     self.observer.note(&Event::Refused { call });
-                    return refusal(error, attempt);
+                    return Err(refusal);
                 }
-                target.outage.failed(&error);
+                target.outage.failed(error);
                 let wait = backoff(attempt).max(retry_after_of(&answer));
-                attempt += 1;
-                let call = event::Called { attempt, ..call };
-                self.observer.note(&Event::Retried { call, error: &error, wait });
+                let call = event::Called { attempt: attempt + 1, ..call };
+                self.observer.note(&Event::Retried { call, error, wait });
                 wait
             };
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = slot.message().origin.not_ours() => {
-                    let error = format!("{error}; the stream no longer keeps the message");
-                    return refusal(error, attempt - 1);
-                }
-            }
-            working = slot.enter().await;
-            if slot.message().origin.fate() == Fate::GivenUp {
-                let error = format!("{error}; another replica relays the message");
-                return refusal(error, attempt - 1);
-            }
+            working = match again(wait, slot).await {
+                Ok(working) => working,
+                Err(why) => return Err(refusal.because(why)),
+            };
         }
     }
 
@@ -292,6 +308,24 @@ impl Webhook {
         let call = Call { method, target: None, headers, body, timeout, keep: 0 };
         target.endpoint.send(call).await
     }
+}
+
+/// What `waiting` comes to, while the message is this process's to work on.
+async fn ours<T>(message: &Message, waiting: impl Future<Output = T>) -> Result<T, &'static str> {
+    let done = tokio::select! {
+        done = waiting => done,
+        () = message.origin.not_ours() => return Err("the stream no longer keeps the message"),
+    };
+    match message.origin.fate() {
+        Fate::GivenUp => Err("another replica relays the message"),
+        Fate::Ours | Fate::Gone => Ok(done),
+    }
+}
+
+/// The message's claim once more, after `wait`.
+async fn again(wait: Duration, slot: &Slot<'_>) -> Result<Working, &'static str> {
+    ours(slot.message(), tokio::time::sleep(wait)).await?;
+    ours(slot.message(), slot.enter()).await
 }
 
 /// What was not acceptance, for a person.

@@ -125,6 +125,7 @@ fn every_bad_value_is_reported_in_one_go_with_its_name_and_what_is_expected() {
         ("WEBHOOK_CONNECT_TIMEOUT", "0s", "30s"),
         ("WEBHOOK_MAX_ATTEMPTS", "ten", "from 1 to 1000000"),
         ("WEBHOOK_RETRY_STATUS", "404,200", "from 300 to 599"),
+        ("WEBHOOK_RATE_LIMIT", "50", "such as 50/s, 600/min or 1000/h, not \"50\""),
         ("WEBHOOK_SECRET", "whsec_aHVudGVyMg==hunter2", "24 to 64 bytes"),
         ("WEBHOOK_HEADERS", "x-ok=1,hunter2", "entry 2"),
         ("WEBHOOK_CA", "/none/ca.pem", "cannot read /none/ca.pem: No such file"),

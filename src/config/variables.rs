@@ -187,6 +187,10 @@ variables! {
         "Further statuses to retry, separated by commas (404 during deployments), in addition \
          to connection errors, time-outs, 408, 425, 429 and 5xx.",
     ),
+    WEBHOOK_RATE_LIMIT: plain(
+        "Maximum rate of calls for each destination, retries included: 50/s, 600/min or 1000/h. \
+         Up to a tenth of a second's calls may be made at once.",
+    ),
     WEBHOOK_SECRET: secret(
         "Signs every call according to Standard Webhooks: whsec_ and the base64 of 24 to 64 \
          bytes. Several, separated by white space, while you rotate it.",
@@ -207,7 +211,7 @@ variables! {
     ),
     MAX_IN_FLIGHT: plain(
         "Messages worked on at once, each on a different subject. A message that waits for a \
-         retry does not count.",
+         retry or for WEBHOOK_RATE_LIMIT does not count.",
     ).or("128"),
     COALESCE: plain(
         "true: messages that wait on one subject with equal payload, headers and plugin results \

@@ -4,13 +4,14 @@ use crate::certificates::{self, Certificates};
 use crate::config::reader::{DURATION, Reader, duration, number};
 use crate::config::variables::{
     Variable, WEBHOOK_CA, WEBHOOK_CERT, WEBHOOK_CONNECT_TIMEOUT, WEBHOOK_DESTINATION,
-    WEBHOOK_HEADERS, WEBHOOK_KEY, WEBHOOK_MAX_ATTEMPTS, WEBHOOK_RETRY_STATUS, WEBHOOK_SECRET,
-    WEBHOOK_TIMEOUT,
+    WEBHOOK_HEADERS, WEBHOOK_KEY, WEBHOOK_MAX_ATTEMPTS, WEBHOOK_RATE_LIMIT, WEBHOOK_RETRY_STATUS,
+    WEBHOOK_SECRET, WEBHOOK_TIMEOUT,
 };
 use crate::headers;
 use crate::webhook::client::CONNECT_TIMEOUT;
 use crate::webhook::destination::Destination;
 use crate::webhook::proxy::Proxy;
+use crate::webhook::rate::Rate;
 use crate::webhook::signature::Keys;
 use crate::webhook::{self, MAX_ATTEMPTS, MOST_ATTEMPTS, TIMEOUT};
 use percent_encoding::percent_decode_str;
@@ -33,6 +34,8 @@ impl Reader<'_> {
         let max_attempts =
             self.or(&WEBHOOK_MAX_ATTEMPTS, &expected, max_attempts, Some(MAX_ATTEMPTS));
         let retry_status = self.retry_status();
+        let expected = "calls in a time, such as 50/s, 600/min or 1000/h";
+        let rate_limit = self.optional(&WEBHOOK_RATE_LIMIT, expected, Rate::parse);
         let keys = self.keys();
         let headers = self.webhook_headers();
         let certificates = self.certificates(&WEBHOOK_CA, &WEBHOOK_CERT, &WEBHOOK_KEY);
@@ -42,6 +45,7 @@ impl Reader<'_> {
             connect_timeout,
             max_attempts,
             retry_status,
+            rate_limit,
             headers,
             keys,
             certificates,

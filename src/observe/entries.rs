@@ -77,6 +77,7 @@ pub(crate) fn write(event: &Event<'_>) {
         }
         Event::Refused { .. }
         | Event::Merged(_)
+        | Event::HeldBack
         | Event::Dropped
         | Event::Redelivered
         | Event::StreamPending(_)

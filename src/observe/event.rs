@@ -31,6 +31,8 @@ pub(crate) enum Event<'a> {
     },
     /// A call that stood for so many other messages was accepted by all destinations.
     Merged(usize),
+    /// A call has to wait, because its destination is called often enough.
+    HeldBack,
     Relayed {
         message: &'a Message,
         relayed: &'a str,

@@ -100,6 +100,7 @@ pub(crate) struct Metrics {
     resyncs: Counter,
     resyncs_failed: Counter,
     retries: Counter,
+    held_back: Counter,
     headers_dropped: Counter,
     republished_again: Counter,
     redelivered: Counter,
@@ -226,6 +227,7 @@ impl Metrics {
                     self.retries.inc();
                 }
             }
+            Event::HeldBack => inc(&self.held_back),
             Event::Relayed { .. } => inc(&self.relayed),
             Event::Rejected { .. } => inc(&self.rejected),
             Event::GivenBack(_) => inc(&self.given_back),
@@ -378,6 +380,8 @@ impl Metrics {
         registry.register("webhook_retries", help, self.retries.clone());
         let help = "Webhook calls by destination and class of status";
         registry.register("webhook_calls", help, self.calls.clone());
+        let help = "Webhook calls that had to wait for WEBHOOK_RATE_LIMIT";
+        registry.register("webhook_rate_limit_waits", help, self.held_back.clone());
         let (help, calls) = ("Time from a webhook call to its answer", self.call_seconds.0.clone());
         registry.register_with_unit("webhook_call", help, Unit::Seconds, calls);
         let (help, calls) = ("Time that calls of plugins take", self.hook_seconds.0.clone());

@@ -3,8 +3,7 @@
 
 use crate::observe::Observer;
 use crate::observe::event::Event;
-use crate::webhook::destination::Destination;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -13,7 +12,7 @@ const REPEAT: Duration = Duration::from_secs(30);
 
 /// The state of one destination.
 pub(super) struct Outage {
-    destination: String,
+    destination: Arc<str>,
     state: Mutex<State>,
     observer: Observer,
 }
@@ -47,8 +46,8 @@ impl Shortage {
 }
 
 impl Outage {
-    pub(super) fn new(destination: &Destination, observer: &Observer) -> Self {
-        let (destination, observer) = (destination.to_string(), observer.clone());
+    pub(super) fn new(destination: &Arc<str>, observer: &Observer) -> Self {
+        let (destination, observer) = (destination.clone(), observer.clone());
         Self { destination, state: Mutex::default(), observer }
     }
 
@@ -71,7 +70,7 @@ impl Outage {
         let Some(since) = state.since.take() else { return };
         // An end is only worth a line when its start had one.
         if state.said.is_some_and(|said| said >= since) {
-            let (destination, outage) = (self.destination.as_str(), since.elapsed());
+            let (destination, outage) = (&*self.destination, since.elapsed());
             self.observer.note(&Event::DestinationRecovered { destination, outage });
         }
     }
