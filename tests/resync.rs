@@ -160,6 +160,19 @@ async fn what_is_not_accepted_is_told_later_together_with_what_is_new() {
 }
 
 #[tokio::test]
+async fn what_was_not_accepted_is_told_once_more_at_the_end() {
+    let (endpoint, is_open) = gated().await;
+    let once = ("WEBHOOK_MAX_ATTEMPTS", "1");
+    let mut setup =
+        Setup::start(&endpoint.url(), &[SUBJECT, once, ("RESYNC_INTERVAL", "1h")]).await;
+    setup.relay.logged("resync failed, retrying").await;
+    is_open.store(true, Ordering::SeqCst);
+    assert!(setup.relay.stop().await.success());
+    assert_eq!(payload(&setup.relayed().await)["reason"], "start");
+    assert_eq!(endpoint.count(), 2);
+}
+
+#[tokio::test]
 async fn with_a_stream_only_what_failed_is_a_gap() {
     let endpoint = Endpoint::start(|call| match call.body.as_ref() {
         b"bad" => Reply::status(400),

@@ -1,4 +1,4 @@
-//! Resync: after a gap, the webhook and then the browsers learn that they may have missed something.
+//! Resync: after a gap, the webhook and then the browsers learn what they may have missed.
 //!
 //! What was missed is noticed by listening to events, merged while a resync is under way or was
 //! just made, and told once: the same JSON is the body of a call and, only after every destination
@@ -29,6 +29,8 @@ use tracing::warn;
 const NATS_RESYNC: HeaderName = HeaderName::from_static("nats-resync");
 /// Time between two resyncs unless something else is said.
 pub(crate) const INTERVAL: Duration = Duration::from_secs(5);
+/// How often the time is doubled after failures.
+const MOST_DOUBLED: u32 = 6;
 /// How long the last resync may take when the process ends.
 const LAST: Duration = Duration::from_secs(5);
 
@@ -165,22 +167,29 @@ impl Resync {
     /// Tells what is noticed, until the process ends.
     pub(crate) async fn run(self: Arc<Self>, relay: Arc<Relay>, webhook: Option<Webhook>) {
         let observer = &relay.observer;
+        let (mut failures, mut is_last) = (0, false);
         loop {
             let missed = self.next().await;
             let told = self.tell(&relay, webhook.as_ref(), &missed).await;
             let reason = missed.reason();
             match &told {
-                Ok(()) => observer.note(&Event::Resynced { reason: &reason }),
+                Ok(()) => {
+                    failures = 0;
+                    observer.note(&Event::Resynced { reason: &reason });
+                }
                 Err(error) => {
+                    failures += 1;
                     self.keep(missed);
                     observer.note(&Event::ResyncFailed { reason: &reason, error });
                 }
             }
             self.state().is_busy = false;
             self.changed.notify_waiters();
+            // A call that was accepted before its message could not be published is made again.
+            let wait = self.interval.saturating_mul(1 << failures.min(MOST_DOUBLED));
             tokio::select! {
-                () = sleep(self.interval) => {}
-                () = self.stopping.cancelled(), if told.is_ok() => {}
+                () = sleep(wait) => {}
+                () = self.stopping.cancelled(), if !is_last => is_last = true,
             }
         }
     }
