@@ -236,22 +236,10 @@ async fn run(config: &Config) -> anyhow::Result<()> {
         info!("stopped before NATS could be reached");
         return Ok(());
     };
-    let (subscribed, reading, most) = (link.clone(), observer.clone(), config.ready_max_lag);
-    let _ = readiness.set(Box::new(move || {
-        subscribed.can_receive()?;
-        monitor::lag(reading.metrics().reading().oldest, most)
-    }));
-    let server = link.client().await.1.server_info().version;
-    info!(from = config.relay.listen.wildcard(), server, "ready");
-    supervisor::tell(Phase::Ready);
+    ready(config, &link, &observer, &readiness).await;
 
     let (settings, closing) = (&config.relay, plugins.clone());
     let relay = Relay::new(settings, plugins, webhook, publisher, &link, &observer, &pending);
-    let limits = match config.source.intake {
-        Intake::Subscription { .. } => Some(config.source.limits),
-        // A stream is asked for no more than there is room for.
-        Intake::Stream(_) => None,
-    };
     let relay = Arc::new(relay);
     observer.metrics().show(relay.gauges());
     if let Some(resync) = &resync {
@@ -259,6 +247,9 @@ async fn run(config: &Config) -> anyhow::Result<()> {
         resync.notice(Reason::Start, None);
         tokio::spawn(resync.clone().run(relay.clone(), resync_webhook));
     }
+    // A stream is asked for no more than there is room for.
+    let is_kept = matches!(config.source.intake, Intake::Stream(_));
+    let limits = (!is_kept).then_some(config.source.limits);
     let result = intake::run(settings, limits, source, &relay, &observer, &pending, stop).await;
     if let Some(resync) = resync {
         resync.finish().await;
@@ -267,6 +258,18 @@ async fn run(config: &Config) -> anyhow::Result<()> {
         plugins.close().await;
     }
     result
+}
+
+/// Says that messages can arrive, and has `/readyz` answer from then on.
+async fn ready(config: &Config, link: &Link, observer: &Observer, readiness: &Readiness) {
+    let (subscribed, reading, most) = (link.clone(), observer.clone(), config.ready_max_lag);
+    let _ = readiness.set(Box::new(move || {
+        subscribed.can_receive()?;
+        monitor::lag(reading.metrics().reading().oldest, most)
+    }));
+    let server = link.client().await.1.server_info().version;
+    info!(from = config.relay.listen.wildcard(), server, "ready");
+    supervisor::tell(Phase::Ready);
 }
 
 /// Says what is going to be relayed.
