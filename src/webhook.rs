@@ -130,6 +130,12 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
+    /// Nothing has been said yet.
+    fn of(destination: &Arc<str>) -> Self {
+        let destination = destination.clone();
+        Self { destination, status: None, error: String::new(), attempts: 0 }
+    }
+
     /// The same, and why it is the last word.
     fn because(mut self, why: &str) -> Self {
         let separator = if self.error.is_empty() { "" } else { "; " };
@@ -245,9 +251,7 @@ impl Webhook {
         mut working: Working,
     ) -> Result<(StatusCode, u32), Refusal> {
         let (message, name) = (&delivery.message, &target.name);
-        let mut refusal =
-            Refusal { destination: name.clone(), status: None, error: String::new(), attempts: 0 };
-        let mut short = 0;
+        let (mut refusal, mut short) = (Refusal::of(name), 0);
         loop {
             if let Some(limit) = &target.limit {
                 let admitted = Box::pin(limit.admit(slot, working, &self.observer));

@@ -292,8 +292,7 @@ fn the_first_name_that_is_set_decides_and_files_stand_for_names() {
     let config =
         Config::from_environment(&environment).map_err(|mistakes| mistakes.to_string()).unwrap();
     assert_eq!(config.webhook.destinations[0].0.host(), "filed");
-    let resync = config.relay.resync.unwrap().destinations.unwrap();
-    assert_eq!(resync[0].0.host(), "filed");
+    assert_eq!(config.relay.resync.unwrap().destinations.unwrap()[0].0.host(), "filed");
     assert_eq!(config.nats.servers[0].host(), "filed");
     assert_eq!(
         config.nats.login,

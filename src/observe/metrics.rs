@@ -256,14 +256,7 @@ impl Metrics {
             Event::Active(active) => {
                 self.active.set(i64::from(active));
             }
-            Event::HookCalled { plugin, hook, elapsed } => {
-                let labels = CallLabels { plugin: plugin.to_owned(), hook };
-                self.hook_seconds.0.get_or_create(&labels).observe(elapsed.as_secs_f64());
-            }
-            Event::HookFailed { plugin, hook, kind } => {
-                let labels = CallFailedLabels { plugin: plugin.to_owned(), hook, kind };
-                self.hooks_failed.get_or_create(&labels).inc();
-            }
+            Event::HookCalled { .. } | Event::HookFailed { .. } => self.count_hook(event),
             Event::PluginsReloaded { .. } => inc(&self.reloads.get_or_create(&LOADED)),
             Event::PluginsKept { .. } => inc(&self.reloads.get_or_create(&REFUSED)),
             Event::RequestAnswered { answer, .. } | Event::RequestServed { answer, .. } => {
@@ -282,6 +275,20 @@ impl Metrics {
             self.call_seconds.0.observe(elapsed.as_secs_f64());
             let (destination, status) = (call.destination.to_string(), class(call.status));
             self.calls.get_or_create(&AnswerLabels { destination, status }).inc();
+        }
+    }
+
+    fn count_hook(&self, event: &Event<'_>) {
+        match *event {
+            Event::HookCalled { plugin, hook, elapsed } => {
+                let labels = CallLabels { plugin: plugin.to_owned(), hook };
+                self.hook_seconds.0.get_or_create(&labels).observe(elapsed.as_secs_f64());
+            }
+            Event::HookFailed { plugin, hook, kind } => {
+                let labels = CallFailedLabels { plugin: plugin.to_owned(), hook, kind };
+                self.hooks_failed.get_or_create(&labels).inc();
+            }
+            _ => {}
         }
     }
 
