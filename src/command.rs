@@ -16,6 +16,7 @@ use crate::observe::monitor::{self, Readiness};
 use crate::observe::process as process_metrics;
 use crate::observe::supervisor::{self, Phase};
 use crate::observe::{Observer, log};
+use crate::otlp::Traces;
 use crate::pending::Pending;
 use crate::plugin::Plugins;
 use crate::relay::resync::{Reason, Resync};
@@ -210,7 +211,8 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     let pending = Pending::default();
     let resync = config.relay.resync.as_ref().map(Resync::new);
     let listeners = resync.iter().map(Resync::listener).collect();
-    let observer = Observer::new(&pending, listeners);
+    let traces = config.traces.as_ref().map(Traces::start).transpose()?;
+    let observer = Observer::new(&pending, traces.as_ref().map(Traces::tracer), listeners);
     let readiness = Readiness::default();
     announce(config);
     if let Some(address) = config.http_listen {
@@ -256,6 +258,9 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     }
     if let Some(plugins) = closing {
         plugins.close().await;
+    }
+    if let Some(traces) = traces {
+        traces.finish().await;
     }
     result
 }

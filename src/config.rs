@@ -11,6 +11,7 @@ mod plugin;
 mod reader;
 mod resync;
 mod source;
+mod traces;
 mod variables;
 mod webhook;
 
@@ -26,6 +27,7 @@ use crate::config::variables::{
     NATS_RELAYED_SUBJECT_PREFIX, NATS_SUBJECT_PREFIX, READY_MAX_LAG, RUST_LOG, SHUTDOWN_GRACE,
 };
 use crate::observe::log::{self, Format};
+use crate::otlp;
 use crate::relay::merge::{self, LONGEST_WINDOW, Which};
 use crate::relay::{self, MOST_IN_FLIGHT};
 use crate::source::Intake;
@@ -54,6 +56,8 @@ pub struct Config {
     /// How old a message may be while the relay counts as ready.
     pub(crate) ready_max_lag: Option<Duration>,
     pub(crate) log: log::Settings,
+    /// Where traces go.
+    pub(crate) traces: Option<otlp::Settings>,
 }
 
 /// Everything that is wrong with the configuration.
@@ -104,13 +108,23 @@ impl Config {
         let expected = "an address and port such as 127.0.0.1:9090 or [::]:9090";
         let http_listen = read.optional(&HTTP_LISTEN, expected, |text| text.parse().ok());
         let ready_max_lag = read.optional(&READY_MAX_LAG, DURATION, duration(1));
-        let log = read.log();
+        let (log, traces) = (read.log(), read.traces());
         // Every part that is `None` has left a mistake behind.
         match (webhook, nats, relay) {
             (Some(webhook), Some(nats), Some(relay)) if read.mistakes.is_empty() => {
                 let listen = relay.listen.clone();
                 let source = crate::source::Settings { listen, intake, limits };
-                Ok(Self { nats, source, webhook, plugins, relay, http_listen, ready_max_lag, log })
+                Ok(Self {
+                    nats,
+                    source,
+                    webhook,
+                    plugins,
+                    relay,
+                    http_listen,
+                    ready_max_lag,
+                    log,
+                    traces,
+                })
             }
             _ => Err(Mistakes(read.mistakes)),
         }

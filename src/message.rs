@@ -1,6 +1,7 @@
 //! A message on its way through the relay, and the identity it keeps.
 
 use crate::origin::Origin;
+use crate::trace::{Span, Start};
 use async_nats::{HeaderMap, Subject};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,6 +22,8 @@ pub struct Message {
     pub(crate) received: Instant,
     /// What has become of it: counted and logged once, and not changed after that.
     pub(crate) end: OnceLock<End>,
+    /// The work on it, where that is traced.
+    pub(crate) span: OnceLock<Span>,
 }
 
 /// What can become of a message, without the details (see `relay::outcome`).
@@ -37,7 +40,8 @@ impl Message {
     #[must_use]
     pub fn new(subject: &str, headers: HeaderMap, payload: Bytes, id: Id) -> Self {
         let (subject, origin, received) = (subject.into(), Origin::Core, Instant::now());
-        Self { subject, headers, payload, id, origin, received, end: OnceLock::new() }
+        let (end, span) = (OnceLock::new(), OnceLock::new());
+        Self { subject, headers, payload, id, origin, received, end, span }
     }
 
     pub(crate) fn of(self, origin: Origin) -> Self {
@@ -49,6 +53,11 @@ impl Message {
     pub(crate) fn detached(mut self) -> Self {
         self.payload = Bytes::copy_from_slice(&self.payload);
         self
+    }
+
+    /// A span inside the one of the message.
+    pub(crate) fn span(&self, start: impl FnOnce() -> Start) -> Span {
+        self.span.get().map(|span| span.child(start)).unwrap_or_default()
     }
 
     /// The bytes that it occupies while it waits.

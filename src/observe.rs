@@ -1,7 +1,7 @@
 //! What is counted, logged and shown: the one place that every [`Event`] goes to.
 //!
-//! An event is counted by [`Metrics`], logged by `entries`, and handed to listeners, so that the
-//! three cannot drift apart.
+//! An event is counted by [`Metrics`], logged by `entries`, traced by `spans`, and handed to
+//! listeners, so that they cannot drift apart.
 
 mod console;
 mod entries;
@@ -11,12 +11,14 @@ pub(crate) mod log;
 pub(crate) mod metrics;
 pub(crate) mod monitor;
 pub(crate) mod process;
+mod spans;
 pub(crate) mod supervisor;
 
 use crate::message::Message;
 use crate::observe::event::Event;
 use crate::observe::metrics::Metrics;
 use crate::pending::Pending;
+use crate::trace::Tracer;
 use std::sync::Arc;
 use tracing::{Span, info_span};
 
@@ -30,18 +32,22 @@ pub struct Observer(Arc<Shared>);
 #[derive(Default)]
 struct Shared {
     metrics: Metrics,
+    tracer: Option<Tracer>,
     listeners: Vec<Listener>,
 }
 
 impl Observer {
-    /// An observer that counts, logs and calls `listeners`; the metrics mirror `pending`.
-    pub(crate) fn new(pending: &Pending, listeners: Vec<Listener>) -> Self {
-        Self(Arc::new(Shared { metrics: Metrics::new(pending), listeners }))
+    /// An observer that counts, logs, traces and calls `listeners`; the metrics mirror `pending`.
+    pub(crate) fn new(pending: &Pending, tracer: Option<Tracer>, listeners: Vec<Listener>) -> Self {
+        Self(Arc::new(Shared { metrics: Metrics::new(pending), tracer, listeners }))
     }
 
     pub(crate) fn note(&self, event: &Event<'_>) {
         self.0.metrics.count(event);
         entries::write(event);
+        if let Some(tracer) = &self.0.tracer {
+            spans::note(tracer, event);
+        }
         self.0.listeners.iter().for_each(|listener| listener(event));
     }
 
@@ -72,7 +78,7 @@ mod tests {
             };
             Box::new(listen) as Listener
         };
-        let observer = Observer::new(&Pending::default(), vec![listener(), listener()]);
+        let observer = Observer::new(&Pending::default(), None, vec![listener(), listener()]);
         observer.note(&Event::Gap(Gap::SlowConsumer));
         observer.note(&Event::Dropped);
         assert_eq!(heard.load(Ordering::Relaxed), 2);

@@ -75,7 +75,7 @@ impl Plugins {
         let called = |call: &HookCall<'_>| {
             let HookCall { guest, hook, elapsed } = *call;
             let (plugin, hook) = (&*guest.name, hook.name());
-            self.observer.note(&Event::HookCalled { plugin, hook, elapsed });
+            self.observer.note(&Event::HookCalled { message, plugin, hook, elapsed });
         };
         let result = self.chain().shape(message, tail, limits, called).await;
         if let Err(Stopped { plugin, hook, why: Why::Failed(kind, _) }) = &result {

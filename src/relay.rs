@@ -11,6 +11,7 @@ pub(crate) mod lane;
 pub(crate) mod merge;
 pub mod outcome;
 pub(crate) mod resync;
+mod span;
 
 use crate::message::Message;
 use crate::nats::link::Link;
@@ -265,8 +266,12 @@ impl Relay {
 
     /// Publishes what every destination has accepted, until it is confirmed.
     async fn republish(&self, accepted: Accepted) -> Result<Confirmed, PublishFailure> {
+        let (message, mut relayed) = accepted.into_relayed();
+        let span = span::begin(&message, &mut relayed, self.link.max_payload());
         // Boxed, so that a message that waits is small.
-        Box::pin(self.publisher.publish(accepted.into_relayed())).await
+        let published = Box::pin(self.publisher.publish(relayed)).await;
+        span::end(&span, &published);
+        published
     }
 
     /// Counts and logs what became of a message; a failed one goes to the failed subject. After

@@ -12,6 +12,7 @@ mod outage;
 pub(crate) mod proxy;
 pub(crate) mod rate;
 pub(crate) mod signature;
+mod span;
 
 pub use delivery::Delivery;
 
@@ -107,9 +108,9 @@ impl Accepted {
         self.call
     }
 
-    /// The message that may now be republished.
-    pub(crate) fn into_relayed(self) -> Outbound {
-        self.relayed
+    /// The message that was accepted, and its copy that may now be republished.
+    pub(crate) fn into_relayed(self) -> (Arc<Message>, Outbound) {
+        (self.message, self.relayed)
     }
 }
 
@@ -262,7 +263,7 @@ impl Webhook {
             }
             let (called, attempt) = (Instant::now(), refusal.attempts + 1);
             // Boxed, so that a message that waits for a retry is small.
-            let answer = Box::pin(self.call(target, delivery)).await;
+            let answer = Box::pin(self.call(target, delivery, attempt)).await;
             drop(working);
             let (merged, elapsed) = (delivery.merged.len(), Some(called.elapsed()));
             refusal.status = answer.as_ref().ok().map(|answer| answer.status);
@@ -303,14 +304,23 @@ impl Webhook {
         }
     }
 
-    async fn call(&self, target: &Target, delivery: &Delivery) -> Result<Answer, Unanswered> {
+    async fn call(
+        &self,
+        target: &Target,
+        delivery: &Delivery,
+        attempt: u32,
+    ) -> Result<Answer, Unanswered> {
         let (mut headers, body) = (delivery.headers(), delivery.body.clone());
+        let span = span::begin(&delivery.message, &target.endpoint.destination, attempt);
+        span.mark_call(&mut headers);
         if let Some(signatures) = self.keys.sign(&headers, &body) {
             headers.insert(WEBHOOK_SIGNATURE, signatures);
         }
         let (method, timeout) = (Method::POST, self.timeout);
         let call = Call { method, target: None, headers, body, timeout, keep: 0 };
-        target.endpoint.send(call).await
+        let answer = target.endpoint.send(call).await;
+        span::end(&span, &answer);
+        answer
     }
 }
 

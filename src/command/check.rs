@@ -45,6 +45,9 @@ pub(super) async fn check(config: &Config) -> anyhow::Result<()> {
             say(format_args!("  calling     {destination}"))?;
         }
     }
+    if let Some(traces) = &config.traces {
+        say(format_args!("traces to     {}", traces.endpoint))?;
+    }
     let (from, to) = (listen.subject("article.42"), relayed.subject("article.42"));
     say(format_args!("\nfor example   {from}\n          ->  {to}"))?;
     Ok(())

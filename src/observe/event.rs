@@ -114,6 +114,7 @@ pub(crate) enum Event<'a> {
     Active(bool),
 
     HookCalled {
+        message: &'a Message,
         plugin: &'a str,
         hook: &'static str,
         elapsed: Duration,

@@ -280,7 +280,7 @@ impl Metrics {
 
     fn count_hook(&self, event: &Event<'_>) {
         match *event {
-            Event::HookCalled { plugin, hook, elapsed } => {
+            Event::HookCalled { plugin, hook, elapsed, .. } => {
                 let labels = CallLabels { plugin: plugin.to_owned(), hook };
                 self.hook_seconds.0.get_or_create(&labels).observe(elapsed.as_secs_f64());
             }

@@ -1,0 +1,35 @@
+//! The span around a republishing, by the semantic conventions of OpenTelemetry for messaging
+//! (version 1.38): a producer that sends a message.
+
+use crate::message::{Message, Outbound};
+use crate::nats::publisher::{Confirmed, PublishFailure};
+use crate::trace::{HEADER_BYTES, Span, Start};
+use opentelemetry::KeyValue;
+use opentelemetry::trace::SpanKind;
+
+/// Begins the span of republishing `message` as `relayed`, which says so to those who receive it
+/// where that leaves it within `limit` bytes.
+pub(super) fn begin(message: &Message, relayed: &mut Outbound, limit: usize) -> Span {
+    let span = message.span(|| {
+        let attributes = vec![
+            KeyValue::new("messaging.system", "nats"),
+            KeyValue::new("messaging.operation.type", "send"),
+            KeyValue::new("messaging.operation.name", "publish"),
+            KeyValue::new("messaging.destination.name", relayed.subject.to_string()),
+            KeyValue::new("messaging.message.id", message.id.to_string()),
+            KeyValue::new("messaging.message.body.size", relayed.payload.len() as i64),
+        ];
+        Start { name: "publish".to_owned(), kind: SpanKind::Producer, at: None, attributes }
+    });
+    if span.is_some() && relayed.size() + HEADER_BYTES <= limit {
+        span.mark_message(&mut relayed.headers);
+    }
+    span
+}
+
+pub(super) fn end(span: &Span, published: &Result<Confirmed, PublishFailure>) {
+    if let Err(failure) = published {
+        span.fail("not_confirmed", failure);
+    }
+    span.end();
+}

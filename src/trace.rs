@@ -1,0 +1,162 @@
+//! Spans of OpenTelemetry, and the W3C Trace Context by which they hang together.
+//!
+//! Without a [`Tracer`] there are no spans: every [`Span`] is empty and does nothing, and what a
+//! message says of its trace passes on as it came.
+
+use async_nats::{HeaderMap, HeaderName};
+use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};
+use opentelemetry::trace::{SpanBuilder, SpanKind, Status, TraceContextExt, Tracer as _};
+use opentelemetry::{Context, KeyValue, StringValue, Value};
+use opentelemetry_http::HeaderInjector;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::SdkTracer;
+use std::fmt;
+use std::time::SystemTime;
+
+/// What the headers of a trace take at most: `traceparent`, and an empty `tracestate`.
+pub(crate) const HEADER_BYTES: usize = "traceparent: 00--00".len() + 16 + 32 + 16;
+
+/// Begins the spans of messages.
+pub(crate) struct Tracer(pub(crate) SdkTracer);
+
+impl Tracer {
+    /// A span in the trace that `headers` name, or in one of its own.
+    pub(crate) fn begin(&self, start: Start, headers: &HeaderMap) -> Span {
+        let parent =
+            TraceContextPropagator::new().extract_with_context(&Context::new(), &Headers(headers));
+        Span::begin(&self.0, start, &parent)
+    }
+}
+
+/// How a span begins.
+pub(crate) struct Start {
+    pub(crate) name: String,
+    pub(crate) kind: SpanKind,
+    /// Now, unless something else is said.
+    pub(crate) at: Option<SystemTime>,
+    pub(crate) attributes: Vec<KeyValue>,
+}
+
+/// A piece of work, from its beginning to its end.
+#[derive(Default)]
+pub(crate) struct Span(Option<Box<Open>>);
+
+struct Open {
+    tracer: SdkTracer,
+    context: Context,
+}
+
+impl Span {
+    fn begin(tracer: &SdkTracer, start: Start, parent: &Context) -> Self {
+        let Start { name, kind, at, attributes } = start;
+        let mut builder = SpanBuilder::from_name(name).with_kind(kind).with_attributes(attributes);
+        builder.start_time = at;
+        let span = tracer.build_with_context(builder, parent);
+        Self(Some(Box::new(Open { tracer: tracer.clone(), context: parent.with_span(span) })))
+    }
+
+    /// A span inside this one; `start` is not made where there is none.
+    pub(crate) fn child(&self, start: impl FnOnce() -> Start) -> Self {
+        match &self.0 {
+            None => Self::default(),
+            Some(open) => Self::begin(&open.tracer, start(), &open.context),
+        }
+    }
+
+    /// Whether there is anything to say of it.
+    pub(crate) fn is_some(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Says to the one who is called that the call belongs to this span.
+    pub(crate) fn mark_call(&self, headers: &mut reqwest::header::HeaderMap) {
+        self.inject(&mut Filled(HeaderInjector(headers)));
+    }
+
+    /// Says to those who receive a message that it belongs to this span.
+    pub(crate) fn mark_message(&self, headers: &mut HeaderMap) {
+        self.inject(&mut Filled(HeadersInjector(headers)));
+    }
+
+    fn inject(&self, headers: &mut dyn Injector) {
+        if let Some(open) = &self.0 {
+            TraceContextPropagator::new().inject_context(&open.context, headers);
+        }
+    }
+
+    /// Adds what is known only at the end.
+    pub(crate) fn add(&self, key: &'static str, value: impl Into<Value>) {
+        if let Some(open) = &self.0 {
+            open.context.span().set_attribute(KeyValue::new(key, value));
+        }
+    }
+
+    /// What went wrong: of which kind it is, and for a person.
+    pub(crate) fn fail(&self, kind: impl Into<StringValue>, error: impl fmt::Display) {
+        if let Some(open) = &self.0 {
+            let span = open.context.span();
+            span.set_attribute(KeyValue::new("error.type", kind.into()));
+            span.set_status(Status::error(error.to_string()));
+        }
+    }
+
+    /// Ends it. One that is dropped ends as well.
+    pub(crate) fn end(&self) {
+        if let Some(open) = &self.0 {
+            open.context.span().end();
+        }
+    }
+}
+
+impl fmt::Debug for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.is_some() { "Span" } else { "no span" })
+    }
+}
+
+/// Names are the same in any case: some clients write `Traceparent`.
+struct Headers<'a>(&'a HeaderMap);
+
+impl Extractor for Headers<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        let mut headers = self.0.iter();
+        let values = headers.find(|(name, _)| is(name, key))?.1;
+        values.first().map(async_nats::HeaderValue::as_str)
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.iter().map(|(name, _)| name.as_ref()).collect()
+    }
+}
+
+struct HeadersInjector<'a>(&'a mut HeaderMap);
+
+impl Injector for HeadersInjector<'_> {
+    fn set(&mut self, key: &str, value: String) {
+        let is_other = |name: &HeaderName| is(name, key) && AsRef::<str>::as_ref(name) != key;
+        if self.0.iter().any(|(name, _)| is_other(name)) {
+            let before = std::mem::take(self.0);
+            let kept = before.iter().filter(|(name, _)| !is_other(name));
+            for (name, values) in kept {
+                values.iter().for_each(|value| self.0.append(name.clone(), value.clone()));
+            }
+        }
+        self.0.insert(key, value);
+    }
+}
+
+fn is(name: &HeaderName, key: &str) -> bool {
+    let name: &str = name.as_ref();
+    name.eq_ignore_ascii_case(key)
+}
+
+/// Leaves out what has no value: an empty `tracestate`.
+struct Filled<T>(T);
+
+impl<T: Injector> Injector for Filled<T> {
+    fn set(&mut self, key: &str, value: String) {
+        if !value.is_empty() {
+            self.0.set(key, value);
+        }
+    }
+}

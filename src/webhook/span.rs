@@ -1,0 +1,45 @@
+//! The span around one call, by the semantic conventions of OpenTelemetry for HTTP clients (version
+//! 1.38).
+
+use crate::message::Message;
+use crate::trace::{Span, Start};
+use crate::webhook::destination::Destination;
+use crate::webhook::endpoint::{Answer, Unanswered};
+use opentelemetry::KeyValue;
+use opentelemetry::trace::SpanKind;
+
+/// Begins the span of a call for `message`, the `attempt`-th.
+pub(super) fn begin(message: &Message, destination: &Destination, attempt: u32) -> Span {
+    message.span(|| {
+        let url = destination.url();
+        let mut attributes = vec![
+            KeyValue::new("http.request.method", "POST"),
+            KeyValue::new("url.full", destination.to_string()),
+            KeyValue::new("server.address", destination.host().to_owned()),
+        ];
+        if let Some(port) = url.port_or_known_default() {
+            attributes.push(KeyValue::new("server.port", i64::from(port)));
+        }
+        if attempt > 1 {
+            let before = i64::from(attempt - 1);
+            attributes.push(KeyValue::new("http.request.resend_count", before));
+        }
+        Start { name: "POST".to_owned(), kind: SpanKind::Client, at: None, attributes }
+    })
+}
+
+/// Ends it with what came back.
+pub(super) fn end(span: &Span, answer: &Result<Answer, Unanswered>) {
+    match answer {
+        Ok(Answer { status, .. }) => {
+            span.add("http.response.status_code", i64::from(status.as_u16()));
+            if !status.is_success() {
+                span.fail(status.as_u16().to_string(), "");
+            }
+        }
+        Err(Unanswered { error, is_timeout, .. }) => {
+            span.fail(if *is_timeout { "timeout" } else { "no_answer" }, error);
+        }
+    }
+    span.end();
+}
