@@ -256,8 +256,8 @@ variables! {
         "What is logged: a level, or target=level,... as in tracing-subscriber's EnvFilter.",
     ).or("info"),
     OTEL_EXPORTER_OTLP_ENDPOINT: secret(
-        "URL of an OpenTelemetry collector, such as http://localhost:4318: a trace of each \
-         message is exported there, to /v1/traces.",
+        "URL of an OpenTelemetry collector, such as http://localhost:4318: exports a trace \
+         of each message there, to /v1/traces.",
     ),
     OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: secret(
         "The whole URL for traces instead, with its path.",
@@ -269,7 +269,7 @@ variables! {
         "Time for one export, in milliseconds.",
     ).also(&["OTEL_EXPORTER_OTLP_TIMEOUT"]).or("10000"),
     OTEL_EXPORTER_OTLP_TRACES_PROTOCOL: plain(
-        "Only http/protobuf is spoken.",
+        "The relay speaks only this one.",
     ).also(&["OTEL_EXPORTER_OTLP_PROTOCOL"]).or("http/protobuf"),
     OTEL_EXPORTER_OTLP_TRACES_COMPRESSION: plain(
         "gzip or none.",
@@ -284,26 +284,26 @@ variables! {
         "More attributes of the service: name=value,name=value with percent-encoded values.",
     ),
     OTEL_TRACES_SAMPLER: plain(
-        "Which messages are traced: always_on, always_off or traceidratio, each also after \
-         parentbased_, which does what the publisher of a message has decided.",
+        "Which messages are traced: always_on, always_off or traceidratio. With parentbased_ \
+         before it, the publisher's decision counts where there is one.",
     ).or("parentbased_always_on"),
     OTEL_TRACES_SAMPLER_ARG: plain(
-        "The part of messages that traceidratio traces, from 0 to 1.",
+        "The fraction of messages that traceidratio traces, from 0 to 1.",
     ).or("1.0"),
     OTEL_BSP_SCHEDULE_DELAY: plain(
-        "How long a span waits for others to be exported with it, in milliseconds.",
+        "How long a span waits to be exported with others, in milliseconds.",
     ).or("5000"),
     OTEL_BSP_MAX_QUEUE_SIZE: plain(
-        "How many spans wait at most; those beyond are lost.",
+        "How many spans can wait; those beyond are lost.",
     ).or("2048"),
     OTEL_BSP_MAX_EXPORT_BATCH_SIZE: plain(
-        "How many spans are exported at once at most.",
+        "How many spans one export has at most.",
     ).or("512"),
     OTEL_TRACES_EXPORTER: plain(
-        "otlp, or none to export no traces whatever else is set.",
+        "none exports no traces, whatever else is set.",
     ).or("otlp"),
     OTEL_SDK_DISABLED: plain(
-        "true to export no traces whatever else is set.",
+        "true exports no traces, whatever else is set.",
     ).or("false"),
 }
 
