@@ -8,10 +8,13 @@ pub(crate) mod client;
 pub mod delivery;
 pub(crate) mod destination;
 pub(crate) mod endpoint;
+mod instances;
 mod outage;
 pub(crate) mod proxy;
 pub(crate) mod rate;
+pub(crate) mod resolve;
 pub(crate) mod signature;
+mod target;
 
 pub use delivery::Delivery;
 
@@ -24,10 +27,12 @@ use crate::origin::Fate;
 use crate::slot::{Slot, Working};
 use crate::webhook::destination::Destination;
 use crate::webhook::endpoint::{Answer, Call, Endpoint, Unanswered};
-use crate::webhook::outage::{Outage, Shortage};
+use crate::webhook::instances::{Instance, Instances};
+use crate::webhook::outage::Shortage;
 use crate::webhook::proxy::Proxy;
-use crate::webhook::rate::{Rate, RateLimit};
+use crate::webhook::rate::Rate;
 use crate::webhook::signature::Keys;
+use crate::webhook::target::Target;
 use futures_util::future::join_all;
 use reqwest::header::{self, HeaderMap};
 use reqwest::{Method, StatusCode};
@@ -60,6 +65,8 @@ pub(crate) struct Settings {
     pub(crate) max_attempts: Option<u32>,
     /// Statuses to retry beside the usual ones.
     pub(crate) retry_status: Vec<StatusCode>,
+    /// How all addresses of a host are found, where each is called.
+    pub(crate) resolve: Option<resolve::Settings>,
     /// How often each destination is called at most.
     pub(crate) rate_limit: Option<Rate>,
     /// Headers of every call; their values are marked sensitive.
@@ -72,7 +79,7 @@ pub(crate) struct Settings {
 
 /// The configured destinations.
 pub(crate) struct Webhook {
-    targets: Vec<Target>,
+    receivers: Vec<Receiver>,
     timeout: Duration,
     max_attempts: Option<u32>,
     retry_status: Vec<StatusCode>,
@@ -81,12 +88,11 @@ pub(crate) struct Webhook {
     observer: Observer,
 }
 
-struct Target {
-    /// Without secrets.
-    name: Arc<str>,
-    endpoint: Endpoint,
-    limit: Option<RateLimit>,
-    outage: Outage,
+enum Receiver {
+    /// A destination that is called wherever its host is.
+    One(Target),
+    /// One of which every instance is called.
+    Every(Instances),
 }
 
 /// Proof that every destination answered 2xx for the message inside.
@@ -117,6 +123,12 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
+    /// Of a destination that has not been called.
+    fn new(destination: &Arc<str>) -> Self {
+        let destination = destination.clone();
+        Self { destination, status: None, error: String::new(), attempts: 0 }
+    }
+
     /// The same, and why it is the last word.
     fn because(mut self, why: &str) -> Self {
         let separator = if self.error.is_empty() { "" } else { "; " };
@@ -164,17 +176,20 @@ impl Webhook {
     /// # Errors
     /// When TLS cannot be set up on this machine.
     pub(crate) fn new(settings: &Settings, observer: &Observer) -> anyhow::Result<Self> {
-        let targets = settings.destinations.iter().map(|(destination, proxy)| {
-            let Settings { connect_timeout, certificates, headers, .. } = settings;
+        let receivers = settings.destinations.iter().map(|(destination, proxy)| {
+            let Settings { connect_timeout, certificates, headers, rate_limit, .. } = settings;
             let proxy = proxy.as_ref();
             let endpoint =
                 Endpoint::new(destination, proxy, *connect_timeout, certificates, headers)?;
-            let name: Arc<str> = destination.to_string().into();
-            let limit = settings.rate_limit.map(RateLimit::new);
-            Ok(Target { outage: Outage::new(&name, observer), name, endpoint, limit })
+            Ok(match settings.resolve.filter(|_| destination.is_looked_up()) {
+                None => Receiver::One(Target::new(endpoint, *rate_limit, observer)),
+                Some(resolve) => {
+                    Receiver::Every(Instances::new(endpoint, resolve, *rate_limit, observer))
+                }
+            })
         });
         Ok(Self {
-            targets: targets.collect::<anyhow::Result<_>>()?,
+            receivers: receivers.collect::<anyhow::Result<_>>()?,
             timeout: settings.timeout,
             max_attempts: settings.max_attempts,
             retry_status: settings.retry_status.clone(),
@@ -194,15 +209,114 @@ impl Webhook {
         slot: &Slot<'_>,
         working: Working,
     ) -> Result<Accepted, Undelivered> {
-        let calls = self.targets.iter();
-        let calls = calls.map(|target| self.deliver_to(target, &delivery, slot, working.clone()));
+        let (delivery_to, slot_of) = (&delivery, slot);
+        let calls = self.receivers.iter().map(|receiver| {
+            let working = working.clone();
+            async move {
+                match receiver {
+                    Receiver::One(target) => {
+                        let call = self.deliver_to(target, delivery_to, slot_of, working);
+                        call.await.map_err(|refusal| vec![refusal])
+                    }
+                    // Boxed, so that a message costs no more without it.
+                    Receiver::Every(instances) => {
+                        Box::pin(self.deliver_to_every(instances, delivery_to, slot_of, working))
+                            .await
+                    }
+                }
+            }
+        });
         let calls: Vec<_> = calls.collect();
         drop(working);
-        let refusals: Vec<_> = join_all(calls).await.into_iter().filter_map(Result::err).collect();
+        let refusals = join_all(calls).await.into_iter().filter_map(Result::err);
+        let refusals: Vec<_> = refusals.flatten().collect();
         if refusals.is_empty() {
             Ok(Accepted(delivery.relayed))
         } else {
             Err(Undelivered(refusals))
+        }
+    }
+
+    /// Calls every instance until all that there are have accepted, those that come meanwhile
+    /// included.
+    async fn deliver_to_every(
+        &self,
+        instances: &Instances,
+        delivery: &Delivery,
+        slot: &Slot<'_>,
+        mut working: Working,
+    ) -> Result<(), Vec<Refusal>> {
+        let message = &delivery.message;
+        let mut accepted: Vec<Arc<Instance>> = Vec::new();
+        loop {
+            let present = self.present(instances, message, &mut working).await;
+            let present = present.map_err(|refusal| vec![refusal])?;
+            let has_accepted = |one: &Arc<Instance>| accepted.iter().any(|a| Arc::ptr_eq(a, one));
+            let missing = present.iter().filter(|instance| !has_accepted(instance)).cloned();
+            let missing: Vec<_> = missing.collect();
+            if missing.is_empty() {
+                return Ok(());
+            }
+            if working.is_none() {
+                let entered = ours(message, slot.enter()).await;
+                working =
+                    entered.map_err(|why| vec![Refusal::new(&instances.name).because(why)])?;
+            }
+            let calls = missing.iter().map(|instance| {
+                let call = self.deliver_to(&instance.target, delivery, slot, working.clone());
+                instance.unless_left(call)
+            });
+            let calls: Vec<_> = calls.collect();
+            working = None;
+            let results = join_all(calls).await.into_iter().zip(&missing);
+            let results = results.filter(|(_, instance)| !instance.has_left());
+            let refusals: Vec<_> = results.filter_map(|(result, _)| result?.err()).collect();
+            if !refusals.is_empty() {
+                return Err(refusals);
+            }
+            accepted.extend(missing);
+        }
+    }
+
+    /// All instances that there are. That there is none is tried again like a failed connection.
+    async fn present(
+        &self,
+        instances: &Instances,
+        message: &Message,
+        working: &mut Working,
+    ) -> Result<Arc<[Arc<Instance>]>, Refusal> {
+        let mut refusal = Refusal::new(&instances.name);
+        loop {
+            let Some(known) = instances.known() else {
+                *working = None;
+                match ours(message, instances.first_look_up()).await {
+                    Ok(()) => continue,
+                    Err(why) => return Err(refusal.because(why)),
+                }
+            };
+            if known.has_any() {
+                instances.outage.ended();
+                return Ok(known.instances);
+            }
+            *working = None;
+            instances.look_up_again();
+            refusal.attempts += 1;
+            refusal.error = known.error.to_string();
+            let (attempt, error) = (refusal.attempts, refusal.error.as_str());
+            let destination = &instances.name;
+            let call =
+                event::Called { message, destination, instance: None, attempt, elapsed: None };
+            if self.max_attempts.is_some_and(|n| attempt >= n) {
+                self.observer.note(&Event::Refused { call });
+                return Err(refusal);
+            }
+            instances.outage.failed(error);
+            let (call, wait) = (event::Called { attempt: attempt + 1, ..call }, backoff(attempt));
+            self.observer.note(&Event::Retried { call, error, wait });
+            let waited = tokio::time::timeout(wait, instances.any());
+            if let Err(why) = ours(message, waited).await {
+                return Err(refusal.because(why));
+            }
         }
     }
 
@@ -214,8 +328,8 @@ impl Webhook {
         mut working: Working,
     ) -> Result<(), Refusal> {
         let (message, name) = (&delivery.message, &target.name);
-        let mut refusal =
-            Refusal { destination: name.clone(), status: None, error: String::new(), attempts: 0 };
+        let instance = target.instance();
+        let mut refusal = Refusal::new(name);
         let mut short = 0;
         loop {
             if let Some(limit) = &target.limit {
@@ -230,7 +344,7 @@ impl Webhook {
             let answer = Box::pin(self.call(target, delivery)).await;
             drop(working);
             let elapsed = Some(called.elapsed());
-            let call = event::Called { message, destination: name, attempt, elapsed };
+            let call = event::Called { message, destination: name, instance, attempt, elapsed };
             refusal.status = answer.as_ref().ok().map(|answer| answer.status);
             let verdict = verdict(refusal.status, &self.retry_status);
             if let (Verdict::Accepted, Some(status)) = (verdict, refusal.status) {
@@ -249,6 +363,9 @@ impl Webhook {
                 wait
             } else {
                 refusal.attempts = attempt;
+                if answer.is_err() {
+                    target.unanswered();
+                }
                 if verdict == Verdict::Refused || self.max_attempts.is_some_and(|n| attempt >= n) {
                     self.observer.note(&Event::Refused { call });
                     return Err(refusal);

@@ -4,14 +4,16 @@ use crate::certificates::{self, Certificates};
 use crate::config::reader::{DURATION, Reader, duration, number};
 use crate::config::variables::{
     Variable, WEBHOOK_CA, WEBHOOK_CERT, WEBHOOK_CONNECT_TIMEOUT, WEBHOOK_DESTINATION,
-    WEBHOOK_HEADERS, WEBHOOK_KEY, WEBHOOK_MAX_ATTEMPTS, WEBHOOK_RATE_LIMIT, WEBHOOK_RETRY_STATUS,
-    WEBHOOK_SECRET, WEBHOOK_TIMEOUT,
+    WEBHOOK_HEADERS, WEBHOOK_KEY, WEBHOOK_MAX_ATTEMPTS, WEBHOOK_RATE_LIMIT, WEBHOOK_RESOLVE,
+    WEBHOOK_RESOLVE_INTERVAL, WEBHOOK_RESOLVE_SERVER, WEBHOOK_RETRY_STATUS, WEBHOOK_SECRET,
+    WEBHOOK_TIMEOUT,
 };
 use crate::headers;
 use crate::webhook::client::CONNECT_TIMEOUT;
 use crate::webhook::destination::Destination;
 use crate::webhook::proxy::Proxy;
 use crate::webhook::rate::Rate;
+use crate::webhook::resolve::{self, INTERVAL};
 use crate::webhook::signature::Keys;
 use crate::webhook::{self, MAX_ATTEMPTS, MOST_ATTEMPTS, TIMEOUT};
 use percent_encoding::percent_decode_str;
@@ -21,6 +23,7 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 impl Reader<'_> {
     pub(super) fn webhook(&mut self) -> Option<webhook::Settings> {
         let destinations = self.destinations();
+        let resolve = self.resolve(destinations.as_deref().unwrap_or_default());
         let timeout = self.or(&WEBHOOK_TIMEOUT, DURATION, duration(1), TIMEOUT);
         let connect_timeout =
             self.or(&WEBHOOK_CONNECT_TIMEOUT, DURATION, duration(1), CONNECT_TIMEOUT);
@@ -43,6 +46,7 @@ impl Reader<'_> {
             connect_timeout,
             max_attempts,
             retry_status,
+            resolve,
             rate_limit,
             headers,
             keys,
@@ -68,6 +72,29 @@ impl Reader<'_> {
             }
         }
         Some(destinations)
+    }
+
+    fn resolve(
+        &mut self,
+        destinations: &[(Destination, Option<Proxy>)],
+    ) -> Option<resolve::Settings> {
+        let all = |text: &str| (text == "all").then_some(());
+        let resolve = self.optional(&WEBHOOK_RESOLVE, "all", all);
+        let interval = self.or(&WEBHOOK_RESOLVE_INTERVAL, DURATION, duration(1), INTERVAL);
+        let expected = "the address of a name server, such as 127.0.0.1:8600";
+        let server = self.optional(&WEBHOOK_RESOLVE_SERVER, expected, resolve::server);
+        resolve?;
+        for (index, (destination, proxy)) in destinations.iter().enumerate() {
+            if proxy.is_some() && destination.is_looked_up() {
+                self.mistake(format!(
+                    "WEBHOOK_RESOLVE: number {} of WEBHOOK_DESTINATION is called through a proxy, \
+                     which looks its host up by itself; name the host in NO_PROXY, or unset \
+                     WEBHOOK_RESOLVE",
+                    index + 1
+                ));
+            }
+        }
+        Some(resolve::Settings { interval, server })
     }
 
     pub(super) fn proxy(&mut self, destination: &Destination) -> Option<Proxy> {

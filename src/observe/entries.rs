@@ -1,6 +1,7 @@
 //! How each [`Event`] reads in the log. The console knows them by their names.
 
 use crate::observe::event::{Called, Event, Gap};
+use std::net::IpAddr;
 use std::time::Duration;
 use tracing::{debug, error, info, warn};
 
@@ -38,6 +39,7 @@ pub(crate) fn write(event: &Event<'_>) {
         | Event::DestinationFailing { .. }
         | Event::DestinationRecovered { .. }
         | Event::OutOfResources { .. } => calls(event),
+        Event::InstancesChanged { .. } | Event::NotLookedUp { .. } => instances(event),
         Event::Gap(gap) => missed(gap),
         Event::Disconnected => {
             warn!(target: NATS, "lost the connection to NATS, reconnecting");
@@ -98,7 +100,7 @@ fn message(event: &Event<'_>) {
 
 fn calls(event: &Event<'_>) {
     match *event {
-        Event::Answered { call: Called { message, destination, attempt, elapsed }, status } => {
+        Event::Answered { call: Called { message, destination, attempt, elapsed, .. }, status } => {
             let elapsed_ms = milliseconds(elapsed.unwrap_or_default());
             info!(
                 name: name::ANSWERED, target: WEBHOOK, subject = %message.subject,
@@ -124,6 +126,23 @@ fn calls(event: &Event<'_>) {
             target: WEBHOOK, parent: None, what,
             "cannot call webhooks because this machine is out of resources, retrying; this does \
              not count as an attempt"
+        ),
+        _ => {}
+    }
+}
+
+fn instances(event: &Event<'_>) {
+    let list = |addresses: &[IpAddr]| {
+        addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    };
+    match *event {
+        Event::InstancesChanged { destination, count, joined, left } => info!(
+            target: WEBHOOK, %destination, count, joined = list(joined), left = list(left),
+            "the instances of a destination have changed"
+        ),
+        Event::NotLookedUp { destination, error } => warn!(
+            target: WEBHOOK, %destination, error,
+            "cannot look up the instances of a destination, calling those that are known"
         ),
         _ => {}
     }

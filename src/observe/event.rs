@@ -3,6 +3,7 @@
 use crate::message::Message;
 use crate::pending::Limits;
 use std::fmt::Display;
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// Something that is counted, logged, or both.
@@ -67,6 +68,19 @@ pub(crate) enum Event<'a> {
         destination: &'a str,
         outage: Duration,
     },
+    /// The host of a destination has other addresses than before, or has been looked up for the
+    /// first time.
+    InstancesChanged {
+        destination: &'a str,
+        count: usize,
+        joined: &'a [IpAddr],
+        left: &'a [IpAddr],
+    },
+    /// The addresses of a destination's host cannot be looked up; the known ones stay.
+    NotLookedUp {
+        destination: &'a str,
+        error: &'a str,
+    },
     /// This machine is out of something that calls need.
     OutOfResources {
         what: &'static str,
@@ -118,6 +132,8 @@ pub(crate) enum Event<'a> {
 pub(crate) struct Called<'a> {
     pub(crate) message: &'a Message,
     pub(crate) destination: &'a dyn Display,
+    /// The destination and the address, where every address of its host is called.
+    pub(crate) instance: Option<(&'a str, IpAddr)>,
     pub(crate) attempt: u32,
     /// From the call to the end of its answer; `None` where there was no call.
     pub(crate) elapsed: Option<Duration>,

@@ -12,6 +12,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+use std::net::IpAddr;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct FailedLabels {
@@ -36,8 +37,22 @@ struct ReloadLabels {
     result: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DestinationLabels {
+    destination: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InstanceLabels {
+    destination: String,
+    address: String,
+    result: &'static str,
+}
+
 const LOADED: ReloadLabels = ReloadLabels { result: "loaded" };
 const REFUSED: ReloadLabels = ReloadLabels { result: "refused" };
+
+const RESULTS: [&str; 3] = ["accepted", "retried", "refused"];
 
 /// All counters of one relay.
 #[derive(Debug, Default)]
@@ -54,6 +69,8 @@ pub(crate) struct Metrics {
     reconnects: Counter,
     retries: Counter,
     held_back: Counter,
+    instances: Family<DestinationLabels, Gauge>,
+    instance_calls: Family<InstanceLabels, Counter>,
     headers_dropped: Counter,
     republished_again: Counter,
     redelivered: Counter,
@@ -136,9 +153,10 @@ impl Metrics {
             Event::HeadersDropped { headers, .. } => {
                 self.headers_dropped.inc_by(headers);
             }
-            Event::Answered { call, .. } | Event::Refused { call } => self.called(call),
+            Event::Answered { call, .. } => self.called(call, "accepted"),
+            Event::Refused { call } => self.called(call, "refused"),
             Event::Retried { call, .. } => {
-                self.called(call);
+                self.called(call, "retried");
                 if call.elapsed.is_some() {
                     self.retries.inc();
                 }
@@ -177,7 +195,11 @@ impl Metrics {
             }
             Event::PluginsReloaded { .. } => inc(&self.reloads.get_or_create(&LOADED)),
             Event::PluginsKept { .. } => inc(&self.reloads.get_or_create(&REFUSED)),
+            Event::InstancesChanged { destination, count, joined, left } => {
+                self.instances_changed(destination, count, joined, left);
+            }
             Event::DestinationFailing { .. }
+            | Event::NotLookedUp { .. }
             | Event::DestinationRecovered { .. }
             | Event::OutOfResources { .. }
             | Event::PluginSaid { .. }
@@ -185,9 +207,34 @@ impl Metrics {
         }
     }
 
-    fn called(&self, call: Called<'_>) {
-        if let Some(elapsed) = call.elapsed {
-            self.call_seconds.0.observe(elapsed.as_secs_f64());
+    fn called(&self, call: Called<'_>, result: &'static str) {
+        let Some(elapsed) = call.elapsed else { return };
+        self.call_seconds.0.observe(elapsed.as_secs_f64());
+        if let Some((destination, address)) = call.instance {
+            // One that has left the host meanwhile is not counted any more.
+            let labels = instance_labels(destination, address, result);
+            self.instance_calls.get(&labels).as_deref().map(Counter::inc);
+        }
+    }
+
+    /// Shows the calls of those that have joined from zero on, and those of others no more.
+    fn instances_changed(
+        &self,
+        destination: &str,
+        count: usize,
+        joined: &[IpAddr],
+        left: &[IpAddr],
+    ) {
+        let labels = DestinationLabels { destination: destination.to_owned() };
+        self.instances.get_or_create(&labels).set(count as i64);
+        for result in RESULTS {
+            for address in joined {
+                let labels = instance_labels(destination, *address, result);
+                drop(self.instance_calls.get_or_create(&labels));
+            }
+            for address in left {
+                self.instance_calls.remove(&instance_labels(destination, *address, result));
+            }
         }
     }
 
@@ -246,11 +293,22 @@ impl Metrics {
         registry.register("log_lines_dropped", help, dropped);
     }
 
+    /// Where every address of a host is called. A family that has none is not shown.
+    fn register_instances(&self, registry: &mut Registry) {
+        if !self.instances.is_empty() {
+            let help = "Addresses of a destination's host";
+            registry.register("webhook_instances", help, self.instances.clone());
+            let help = "Calls of each address of a destination's host, by result";
+            registry.register("webhook_instance_calls", help, self.instance_calls.clone());
+        }
+    }
+
     fn register_calls(&self, registry: &mut Registry) {
         let help = "Webhook calls that were not accepted and are tried again";
         registry.register("webhook_retries", help, self.retries.clone());
         let help = "Webhook calls that had to wait for WEBHOOK_RATE_LIMIT";
         registry.register("webhook_rate_limit_waits", help, self.held_back.clone());
+        self.register_instances(registry);
         let (help, calls) = ("Time from a webhook call to its answer", self.call_seconds.0.clone());
         registry.register_with_unit("webhook_call", help, Unit::Seconds, calls);
         let (help, calls) = ("Time that calls of plugins take", self.hook_seconds.0.clone());
@@ -259,6 +317,11 @@ impl Metrics {
         registry.register("plugin_calls_failed", help, self.hooks_failed.clone());
         registry.register("plugin_reloads", "Attempts to load plugins again", self.reloads.clone());
     }
+}
+
+fn instance_labels(destination: &str, address: IpAddr, result: &'static str) -> InstanceLabels {
+    let (destination, address) = (destination.to_owned(), address.to_string());
+    InstanceLabels { destination, address, result }
 }
 
 fn inc(counter: &Counter) {
