@@ -3,16 +3,22 @@
 //! In each round, with 1 and 32 requests at once of 100 B and 10 kB, which come back as they are:
 //! a NATS request (async-nats) and its responder, a bare axum server, an HTTP client with the
 //! gateway before that responder, a NATS client with `serve` before that axum server, and both in
-//! a row. The first is 1.0. Then the memory of both with a thousand slow requests of 100 kB.
+//! a row. The first is 1.0. The HTTP client is hyper alone, with a connection for each request at
+//! once: a load generator that needs more would be what is measured. Then the memory of both with
+//! a thousand slow requests of 100 kB.
 
 use crate::{Process, ROUNDS, Relay, body, cpu_us, memory_mib, nats, percentiles, within};
 use async_nats::Client;
 use futures_util::StreamExt;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
+use tokio::net::TcpStream;
 use tokio_util::bytes::Bytes;
 
 /// Requests of the memory case, and how long each is worked on.
@@ -37,7 +43,6 @@ struct Figures {
 }
 
 pub(crate) async fn compare(quick: bool) {
-    crate::provide_tls();
     println!(
         "{:30} {:>9} {:>6} {:>8} {:>8} {:>8} {:>10} {:>9} {:>10}",
         "", "req/s", "x", "p50 ms", "p99 ms", "p99/p50", "gateway us", "serve us", "answers us"
@@ -84,7 +89,7 @@ fn median(runs: Vec<Figures>) -> Figures {
 struct Chain {
     client: Client,
     /// Where HTTP requests go; `None` where the client asks on NATS.
-    url: Option<String>,
+    address: Option<String>,
     gateway: Option<Relay>,
     serve: Option<Relay>,
     answers: Process,
@@ -104,7 +109,8 @@ impl Chain {
             Relay::subcommand(name, &nats.url(), &[own, environment].concat())
         };
         let serve = has_serve.then(|| {
-            start("serve", &[("SERVE_DESTINATION", &address), ("SERVE_SUBJECT_PREFIX", "api")])
+            let destination = format!("http://{address}");
+            start("serve", &[("SERVE_DESTINATION", &destination), ("SERVE_SUBJECT_PREFIX", "api")])
         });
         let gateway = has_gateway.then(|| {
             start(
@@ -116,23 +122,29 @@ impl Chain {
             Some((gateway, ready)) => {
                 let address = ready.split("address=").nth(1).unwrap();
                 let address = address.split_whitespace().next().unwrap().to_owned();
-                (Some(gateway), format!("http://{address}"))
+                (Some(gateway), address)
             }
             None => (None, address),
         };
-        let url = [1, 2, 4].contains(&case).then(|| format!("{address}/a/b"));
-        Self { client, url, gateway, serve: serve.map(|it| it.0), answers, _nats: nats }
+        let address = [1, 2, 4].contains(&case).then_some(address);
+        Self { client, address, gateway, serve: serve.map(|it| it.0), answers, _nats: nats }
     }
 
     /// `requests` of them, `at_once`; how long each took.
     async fn ask(&self, at_once: usize, size: usize, requests: usize) -> Vec<Duration> {
-        let http = reqwest::Client::builder().no_proxy().build().unwrap();
         let latencies = Rc::new(RefCell::new(Vec::with_capacity(requests)));
         let workers = (0..at_once).map(async |worker| {
             let body = body(size, worker);
+            let mut connection = match &self.address {
+                Some(address) => Some(Connection::open(address).await),
+                None => None,
+            };
             for _ in 0..requests / at_once {
                 let start = Instant::now();
-                let answer = self.answer(&http, body.clone()).await;
+                let answer = match &mut connection {
+                    Some(connection) => connection.post(body.clone()).await,
+                    None => self.client.request("api.a.b", body.clone()).await.unwrap().payload,
+                };
                 latencies.borrow_mut().push(start.elapsed());
                 assert_eq!(answer, body, "it comes back as it was");
             }
@@ -141,21 +153,31 @@ impl Chain {
         latencies.take()
     }
 
-    async fn answer(&self, http: &reqwest::Client, body: Bytes) -> Bytes {
-        match &self.url {
-            Some(url) => {
-                let answer = http.post(url).body(body).send().await.unwrap();
-                assert_eq!(answer.status(), 200);
-                answer.bytes().await.unwrap()
-            }
-            None => self.client.request("api.a.b", body).await.unwrap().payload,
-        }
-    }
-
     /// CPU time so far of `gateway`, `serve` and what answers.
     fn cpu_us(&self) -> [Option<f64>; 3] {
         let of = |relay: &Option<Relay>| relay.as_ref().map(|relay| cpu_us(&relay.pid()));
         [of(&self.gateway), of(&self.serve), Some(cpu_us(&self.answers.0.id().to_string()))]
+    }
+}
+
+/// An HTTP/1.1 connection that is kept.
+struct Connection(SendRequest<Full<Bytes>>);
+
+impl Connection {
+    async fn open(address: &str) -> Self {
+        let stream = TcpStream::connect(address).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        Self(sender)
+    }
+
+    async fn post(&mut self, body: Bytes) -> Bytes {
+        let request = hyper::Request::post("/a/b").header("host", "bench").body(Full::new(body));
+        self.0.ready().await.unwrap();
+        let answer = self.0.send_request(request.unwrap()).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        answer.into_body().collect().await.unwrap().to_bytes()
     }
 }
 
@@ -222,7 +244,7 @@ pub(crate) async fn responder(after_ms: u64, nats: &str) {
 /// Answers HTTP requests with their body.
 pub(crate) async fn echo(after_ms: u64) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    println!("http://{}", listener.local_addr().unwrap());
+    println!("{}", listener.local_addr().unwrap());
     let router = axum::Router::new().fallback(move |body: Bytes| async move {
         if after_ms > 0 {
             tokio::time::sleep(Duration::from_millis(after_ms)).await;

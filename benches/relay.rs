@@ -23,6 +23,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
+mod coalesce;
 mod gateway;
 mod jetstream;
 mod plugins;
@@ -74,6 +75,9 @@ fn main() {
             }
             if arguments.iter().any(|argument| argument == "--jetstream") {
                 return runtime.block_on(jetstream::compare(quick));
+            }
+            if arguments.iter().any(|argument| argument == "--coalesce") {
+                return runtime.block_on(coalesce::compare(quick));
             }
             if arguments.iter().any(|argument| argument == "--gateway") {
                 return runtime.block_on(gateway::compare(quick));

@@ -15,7 +15,7 @@ let
   units = lib.optional cfg.enable (unit "" cfg) ++ lib.mapAttrsToList unit instances;
 in
 {
-  # Imported twice, also in two ways, it counts once.
+  # A module that is imported twice, even in two ways, counts once.
   _file = ./module.nix;
   key = toString ./module.nix;
 
@@ -58,7 +58,7 @@ in
           };
         }
       '';
-      description = "More relays, gateways and services, each with the options above and a unit `nats-webhook-relay-NAME.service`. They take nothing over from the options above except `package`, and run unless their `enable` is false.";
+      description = "Further relays, gateways and services, each with the options above and a unit `nats-webhook-relay-NAME.service`. They inherit only `package` from the options above, and run unless their `enable` is false.";
     };
   };
 

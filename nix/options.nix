@@ -49,7 +49,7 @@ in
 
   natsUser = optional types.str {
     example = "user";
-    description = "User name, where the server wants one (`NATS_USER`).";
+    description = "User name, if the server requires one (`NATS_USER`).";
   };
 
   natsPassword = optional types.str {
@@ -68,7 +68,7 @@ in
 
   natsSubjectPrefix = optional types.str {
     example = "cms.cache";
-    description = "Required. The relay listens on everything below it (`NATS_SUBJECT_PREFIX`).";
+    description = "Required. The relay listens on all subjects below it (`NATS_SUBJECT_PREFIX`).";
   };
 
   natsRelayedSubjectPrefix = optional types.str {
@@ -78,7 +78,7 @@ in
 
   natsFailedSubjectPrefix = optional types.str {
     example = "failed.cache";
-    description = "Messages that could not be relayed are published below it, with headers that say why (`NATS_FAILED_SUBJECT_PREFIX`).";
+    description = "Failed messages are published below it, with headers that say why (`NATS_FAILED_SUBJECT_PREFIX`).";
   };
 
   natsStream = optional types.str {
@@ -88,7 +88,7 @@ in
 
   natsConsumer = optional types.str {
     example = "my-frontend";
-    description = "Name of the durable consumer on that stream (`NATS_CONSUMER`).";
+    description = "Name of the durable consumer on `natsStream` (`NATS_CONSUMER`).";
   };
 
   natsDeliver = optional types.str {
@@ -105,53 +105,53 @@ in
     type = types.str;
     default = "info";
     example = "warn";
-    description = "What is logged: a level, or `target=level,...` (`RUST_LOG`).";
+    description = "What to log: a level, or `target=level,...` (`RUST_LOG`).";
   };
 
   plugins = mkOption {
     type = types.listOf types.path;
     default = [ ];
     example = literalExpression "[ inputs.nats-webhook-relay.packages.\${pkgs.stdenv.hostPlatform.system}.plugin-nextjs-tags ./plugins/tags.wasm ]";
-    description = "Plugins, in their order: `.wasm` files, and folders or packages that have such files at their top (`PLUGINS`). Those from the store are tried while the system is built; one that the relay could not use fails the build. A string is a path that is looked at when the relay starts.";
+    description = "Plugins, in order: `.wasm` files, and folders or packages with such files at their top level (`PLUGINS`). The build checks those from the store, and fails if the relay could not use one. A string is a path that the relay reads when it starts.";
   };
 
   pluginSettings = mkOption {
     type = types.attrsOf (types.attrsOf value);
     default = { };
     example = literalExpression ''{ nextjs-tags.TAGS = "{entity} {entity}:{id}"; }'';
-    description = "Configuration of the plugins, by the name of the file without `.wasm`: `nextjs-tags.TAGS` becomes `PLUGIN_NEXTJS_TAGS_TAGS`.";
+    description = "Settings of the plugins, by the name of the file without `.wasm`: `nextjs-tags.TAGS` becomes `PLUGIN_NEXTJS_TAGS_TAGS`.";
   };
 
   pluginSecretFiles = mkOption {
     type = types.attrsOf (types.attrsOf secretPath);
     default = { };
     example = literalExpression ''{ tags.TOKEN = "/run/secrets/tags-token"; }'';
-    description = "Files with configuration of the plugins that no one else may see: `tags.TOKEN` becomes `PLUGIN_TAGS_TOKEN_FILE`.";
+    description = "Files with secret settings of the plugins: `tags.TOKEN` becomes `PLUGIN_TAGS_TOKEN_FILE`.";
   };
 
   settings = mkOption {
     type = types.attrsOf (types.nullOr value);
     default = { };
     example = literalExpression ''{ MAX_IN_FLIGHT = 32; WEBHOOK_TIMEOUT = "10s"; NATS_QUEUE_GROUP = "web"; }'';
-    description = "Any other variable of the relay, by its name. It wins over the options that set the same variable; `null` unsets it.";
+    description = "Any other variable of the relay, by its name. It takes precedence over the option that sets the same variable; `null` unsets it.";
   };
 
   secretFiles = mkOption {
     type = types.attrsOf secretPath;
     default = { };
     example = literalExpression ''{ WEBHOOK_HEADERS = "/run/secrets/webhook-headers"; }'';
-    description = "Files with the values of variables that are secret: `WEBHOOK_HEADERS` becomes `WEBHOOK_HEADERS_FILE`. A variable that is a path itself, such as `NATS_KEY`, becomes the path.";
+    description = "Files with the values of secret variables: `WEBHOOK_HEADERS` becomes `WEBHOOK_HEADERS_FILE`. A variable that is a path itself, such as `NATS_KEY`, is set to the path.";
   };
 
   environmentFile = mkOption {
     type = types.either secretPath (types.listOf secretPath);
     default = [ ];
     example = "/run/secrets/relay.env";
-    description = "File with variables, or a list of such files, as systemd's `EnvironmentFile` reads them. They win over everything above. `PLUGINS` and `SHUTDOWN_GRACE` do not belong there, because the unit depends on them.";
+    description = "File with variables, or a list of such files, in the format of systemd's `EnvironmentFile`. They take precedence over all other options. Do not set `PLUGINS` and `SHUTDOWN_GRACE` there, because the unit depends on them.";
   };
 
   user = optional types.str {
-    description = "Existing user to run as. By default systemd makes one up for as long as the relay runs (`DynamicUser`).";
+    description = "Existing user to run as. By default, systemd creates a user for as long as the relay runs (`DynamicUser`).";
   };
 
   group = optional types.str {

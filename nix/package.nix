@@ -27,9 +27,11 @@ rustPlatform.buildRustPackage {
       # Compared with the program by its tests.
       ../.env.example
       ../README.md
-      # These tests need packages of npm and PyPI, which can not be had in the sandbox.
+      ../docs
+      # Two of these need packages of npm and PyPI, which the sandbox cannot fetch, and one all files with links.
       (lib.fileset.difference ../tests (
         lib.fileset.unions [
+          ../tests/documents.rs
           ../tests/plugin_languages.rs
           ../tests/standard_webhooks.rs
         ]

@@ -13,14 +13,15 @@ use crate::config::environment::Environment;
 use crate::config::{self, Backend, Config, EX_USAGE, Mistakes, Shared};
 use crate::nats::link::Link;
 use crate::observe::monitor::{self, Readiness};
+use crate::observe::process as process_metrics;
 use crate::observe::supervisor::{self, Phase};
 use crate::observe::{Observer, log};
 use crate::pending::Pending;
 use crate::plugin::Plugins;
+use crate::relay::resync::{Reason, Resync};
 use crate::relay::{Relay, intake};
 use crate::source::stream::Parts;
 use crate::source::{Intake, Source};
-use crate::webhook::Webhook;
 use clap::{ArgMatches, Command};
 use rustix::process::{getpid, kill_process};
 use std::ffi::OsString;
@@ -40,6 +41,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 }
 
 fn execute(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    process_metrics::started();
     let matches = match command_line().try_get_matches_from(arguments) {
         Ok(matches) => matches,
         Err(error) => {
@@ -206,13 +208,15 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     tokio::spawn(log::tell_dropped());
     raise_file_limit();
     let pending = Pending::default();
-    let observer = Observer::new(&pending, Vec::new());
+    let resync = config.relay.resync.as_ref().map(Resync::new);
+    let listeners = resync.iter().map(Resync::listener).collect();
+    let observer = Observer::new(&pending, listeners);
     let readiness = Readiness::default();
     announce(config);
     if let Some(address) = config.http_listen {
         monitor::start(address, observer.clone(), readiness.clone()).await?;
     }
-    let webhook = Webhook::new(&config.webhook, &observer)?;
+    let (webhook, resync_webhook) = setup::webhooks(config, &observer)?;
     let loaded = load_plugins(config, &observer);
     let Some(plugins) = unless(stop.as_mut(), loaded).await.transpose()? else {
         info!("stopped before the plugins were loaded");
@@ -232,25 +236,40 @@ async fn run(config: &Config) -> anyhow::Result<()> {
         info!("stopped before NATS could be reached");
         return Ok(());
     };
-    let subscribed = link.clone();
-    let _ = readiness.set(Box::new(move || subscribed.is_subscribed()));
-    let server = link.client().await.1.server_info().version;
-    info!(from = config.relay.listen.wildcard(), server, "ready");
-    supervisor::tell(Phase::Ready);
+    ready(config, &link, &observer, &readiness).await;
 
     let (settings, closing) = (&config.relay, plugins.clone());
     let relay = Relay::new(settings, plugins, webhook, publisher, &link, &observer, &pending);
-    let limits = match config.source.intake {
-        Intake::Subscription { .. } => Some(config.source.limits),
-        // A stream is asked for no more than there is room for.
-        Intake::Stream(_) => None,
-    };
     let relay = Arc::new(relay);
+    observer.metrics().show(relay.gauges());
+    if let Some(resync) = &resync {
+        // What was published before this is a gap.
+        resync.notice(Reason::Start, None);
+        tokio::spawn(resync.clone().run(relay.clone(), resync_webhook));
+    }
+    // A stream is asked for no more than there is room for.
+    let is_kept = matches!(config.source.intake, Intake::Stream(_));
+    let limits = (!is_kept).then_some(config.source.limits);
     let result = intake::run(settings, limits, source, &relay, &observer, &pending, stop).await;
+    if let Some(resync) = resync {
+        resync.finish().await;
+    }
     if let Some(plugins) = closing {
         plugins.close().await;
     }
     result
+}
+
+/// Says that messages can arrive, and has `/readyz` answer from then on.
+async fn ready(config: &Config, link: &Link, observer: &Observer, readiness: &Readiness) {
+    let (subscribed, reading, most) = (link.clone(), observer.clone(), config.ready_max_lag);
+    let _ = readiness.set(Box::new(move || {
+        subscribed.can_receive()?;
+        monitor::lag(reading.metrics().reading().oldest, most)
+    }));
+    let server = link.client().await.1.server_info().version;
+    info!(from = config.relay.listen.wildcard(), server, "ready");
+    supervisor::tell(Phase::Ready);
 }
 
 /// Says what is going to be relayed.

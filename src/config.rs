@@ -9,6 +9,7 @@ mod exchange;
 mod nats;
 mod plugin;
 mod reader;
+mod resync;
 mod source;
 mod variables;
 mod webhook;
@@ -21,11 +22,13 @@ pub(crate) use crate::config::variables::{help_of, unknown_of};
 use crate::config::environment::Environment;
 use crate::config::reader::{DURATION, Reader, duration, number};
 use crate::config::variables::{
-    HTTP_LISTEN, LOG_FORMAT, MAX_IN_FLIGHT, NATS_FAILED_SUBJECT_PREFIX,
-    NATS_RELAYED_SUBJECT_PREFIX, NATS_SUBJECT_PREFIX, RUST_LOG, SHUTDOWN_GRACE,
+    COALESCE, COALESCE_WINDOW, HTTP_LISTEN, LOG_FORMAT, MAX_IN_FLIGHT, NATS_FAILED_SUBJECT_PREFIX,
+    NATS_RELAYED_SUBJECT_PREFIX, NATS_SUBJECT_PREFIX, READY_MAX_LAG, RUST_LOG, SHUTDOWN_GRACE,
 };
 use crate::observe::log::{self, Format};
+use crate::relay::merge::{self, LONGEST_WINDOW, Which};
 use crate::relay::{self, MOST_IN_FLIGHT};
+use crate::source::Intake;
 use crate::subject::Prefix;
 use crate::webhook::destination::Destination;
 use crate::webhook::proxy::Proxy;
@@ -48,6 +51,8 @@ pub struct Config {
     pub(crate) relay: relay::Settings,
     /// Where health and metrics are served.
     pub(crate) http_listen: Option<SocketAddr>,
+    /// How old a message may be while the relay counts as ready.
+    pub(crate) ready_max_lag: Option<Duration>,
     pub(crate) log: log::Settings,
 }
 
@@ -93,18 +98,19 @@ impl Config {
         let connection = read.connection();
         let nats = read.nats(&connection);
         let intake = read.intake(connection.context.as_ref());
-        let relay = read.relay();
+        let relay = read.relay(&intake);
         let limits = read.limits(&intake);
         let plugins = read.plugins();
         let expected = "an address and port such as 127.0.0.1:9090 or [::]:9090";
         let http_listen = read.optional(&HTTP_LISTEN, expected, |text| text.parse().ok());
+        let ready_max_lag = read.optional(&READY_MAX_LAG, DURATION, duration(1));
         let log = read.log();
         // Every part that is `None` has left a mistake behind.
         match (webhook, nats, relay) {
             (Some(webhook), Some(nats), Some(relay)) if read.mistakes.is_empty() => {
                 let listen = relay.listen.clone();
                 let source = crate::source::Settings { listen, intake, limits };
-                Ok(Self { nats, source, webhook, plugins, relay, http_listen, log })
+                Ok(Self { nats, source, webhook, plugins, relay, http_listen, ready_max_lag, log })
             }
             _ => Err(Mistakes(read.mistakes)),
         }
@@ -172,7 +178,7 @@ pub(crate) fn serve(environment: &Environment) -> Result<(Shared, Backend), Mist
 }
 
 impl Reader<'_> {
-    fn relay(&mut self) -> Option<relay::Settings> {
+    fn relay(&mut self, intake: &Intake) -> Option<relay::Settings> {
         let listen = self.required_prefix(&NATS_SUBJECT_PREFIX);
         let relayed = self.required_prefix(&NATS_RELAYED_SUBJECT_PREFIX);
         let failed = self.prefix(&NATS_FAILED_SUBJECT_PREFIX);
@@ -181,7 +187,27 @@ impl Reader<'_> {
         let most = number(1..=MOST_IN_FLIGHT);
         let max_in_flight = self.or(&MAX_IN_FLIGHT, &expected, most, relay::MAX_IN_FLIGHT);
         let grace = self.or(&SHUTDOWN_GRACE, DURATION, duration(0), relay::GRACE);
-        Some(relay::Settings { listen: listen?, relayed: relayed?, failed, max_in_flight, grace })
+        let merge = self.merge();
+        let resync = self.resync(listen.as_ref(), intake);
+        let (listen, relayed) = (listen?, relayed?);
+        Some(relay::Settings { listen, relayed, failed, max_in_flight, merge, resync, grace })
+    }
+
+    fn merge(&mut self) -> Option<merge::Settings> {
+        let which = |text: &str| match text {
+            "true" => Some(Some(Which::Equal)),
+            "subject" => Some(Some(Which::Subject)),
+            "false" => Some(None),
+            _ => None,
+        };
+        let which = self.or(&COALESCE, "true, subject or false", which, None);
+        let expected = "a duration up to 10s, such as 100ms";
+        let window = |text: &str| duration(0)(text).filter(|window| *window <= LONGEST_WINDOW);
+        let window = self.optional(&COALESCE_WINDOW, expected, window);
+        if which.is_none() && window.is_some_and(|window| !window.is_zero()) {
+            self.mistake("COALESCE_WINDOW: has no effect without COALESCE; set it, or unset this");
+        }
+        Some(merge::Settings { which: which?, window: window.unwrap_or_default() })
     }
 
     /// Refuses prefixes under which a message that the relay publishes would come back to it,

@@ -13,9 +13,6 @@ use reqwest::header::HeaderMap;
 use reqwest::{Method, StatusCode};
 use tokio_util::bytes::Bytes;
 
-/// The target of log lines about single requests.
-pub(crate) const REQUEST: &str = "nats_webhook_relay::request";
-
 /// A request on its way from an HTTP client to an HTTP backend.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {

@@ -14,19 +14,21 @@ use crate::gateway::refusal::Refusal;
 use crate::message::Outbound;
 use crate::nats::link::Link;
 use crate::nats::publisher::Publisher;
+use crate::observe::Observer;
+use crate::observe::event::{Answer, Event};
 use crate::subject::{MAX_SUBJECT_BYTES, Prefix};
 use async_nats::{HeaderMap, RequestErrorKind};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
 use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, HOST, HeaderValue};
 use reqwest::{Method, StatusCode};
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::bytes::Bytes;
-use tracing::info;
 
 pub(crate) const LISTEN: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
@@ -79,12 +81,18 @@ pub(crate) struct Gateway {
     link: Link,
     publisher: Publisher,
     limit: Arc<Semaphore>,
+    observer: Observer,
 }
 
 impl Gateway {
-    pub(crate) fn new(settings: Settings, link: &Link, publisher: Publisher) -> Self {
+    pub(crate) fn new(
+        settings: Settings,
+        link: &Link,
+        publisher: Publisher,
+        observer: &Observer,
+    ) -> Self {
         let limit = Arc::new(Semaphore::new(settings.max_in_flight));
-        Self { settings, link: link.clone(), publisher, limit }
+        Self { settings, link: link.clone(), publisher, limit, observer: observer.clone() }
     }
 
     /// The response to a request from `peer`.
@@ -98,11 +106,9 @@ impl Gateway {
             response.body = Bytes::new();
         }
         let (status, bytes) = (response.status.as_u16(), response.body.len());
-        let elapsed_ms = began.elapsed().as_millis() as u64;
-        info!(
-            target: exchange::REQUEST, %peer, %method, status, bytes, elapsed_ms,
-            "answered a request"
-        );
+        let answer = Answer { status, bytes, elapsed: began.elapsed() };
+        let (peer, method): (&dyn Display, _) = (&peer, method.as_str());
+        self.observer.note(&Event::RequestAnswered { peer, method, answer });
         response
     }
 

@@ -5,6 +5,7 @@ use async_nats::{HeaderMap, Subject};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 use tokio_util::bytes::Bytes;
 
 /// A message as it was received.
@@ -17,6 +18,7 @@ pub struct Message {
     /// Its identity at the webhook and on the relayed message.
     pub id: Id,
     pub(crate) origin: Origin,
+    pub(crate) received: Instant,
     /// What has become of it: counted and logged once, and not changed after that.
     pub(crate) end: OnceLock<End>,
 }
@@ -34,8 +36,8 @@ impl Message {
     /// A message of core NATS, or of nowhere.
     #[must_use]
     pub fn new(subject: &str, headers: HeaderMap, payload: Bytes, id: Id) -> Self {
-        let origin = Origin::Core;
-        Self { subject: subject.into(), headers, payload, id, origin, end: OnceLock::new() }
+        let (subject, origin, received) = (subject.into(), Origin::Core, Instant::now());
+        Self { subject, headers, payload, id, origin, received, end: OnceLock::new() }
     }
 
     pub(crate) fn of(self, origin: Origin) -> Self {

@@ -8,8 +8,9 @@ mod entries;
 pub(crate) mod event;
 mod lines;
 pub(crate) mod log;
-mod metrics;
+pub(crate) mod metrics;
 pub(crate) mod monitor;
+pub(crate) mod process;
 pub(crate) mod supervisor;
 
 use crate::message::Message;

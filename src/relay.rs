@@ -8,19 +8,23 @@ pub mod copy;
 pub(crate) mod dead_letter;
 pub(crate) mod intake;
 pub(crate) mod lane;
+pub(crate) mod merge;
 pub mod outcome;
+pub(crate) mod resync;
 
 use crate::message::Message;
 use crate::nats::link::Link;
 use crate::nats::publisher::{Confirmed, PublishFailure, Publisher};
 use crate::observe::Observer;
-use crate::observe::event::Event;
+use crate::observe::event::{Event, Steps};
+use crate::observe::metrics::{Gauges, Reading};
 use crate::origin::{Fate, Settled};
 use crate::pending::Pending;
 use crate::plugin::{Limits, Plugins, Shaped};
 use crate::relay::copy::relayed_copy;
 use crate::relay::dead_letter::dead_letter;
 use crate::relay::lane::Lanes;
+use crate::relay::merge::Ahead;
 use crate::relay::outcome::{Failure, Outcome};
 use crate::slot::Slot;
 use crate::subject::Prefix;
@@ -29,7 +33,7 @@ use futures_util::FutureExt;
 use std::fmt::Display;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -52,6 +56,10 @@ pub(crate) struct Settings {
     pub(crate) failed: Option<Prefix>,
     /// Messages worked on at once.
     pub(crate) max_in_flight: usize,
+    /// Whether messages share calls.
+    pub(crate) merge: Option<merge::Settings>,
+    /// Whether and how frontends and browsers learn that they may have missed something.
+    pub(crate) resync: Option<resync::Settings>,
     /// Time to finish what has arrived when told to stop.
     pub(crate) grace: Duration,
 }
@@ -62,6 +70,7 @@ pub(crate) struct Relay {
     relayed: Prefix,
     failed: Option<Prefix>,
     limit: Arc<Semaphore>,
+    merge: Option<merge::Settings>,
     plugins: Option<Arc<Plugins>>,
     webhook: Webhook,
     publisher: Publisher,
@@ -90,6 +99,7 @@ impl Relay {
             relayed: settings.relayed.clone(),
             failed: settings.failed.clone(),
             limit: Arc::new(Semaphore::new(settings.max_in_flight)),
+            merge: settings.merge,
             plugins,
             webhook,
             publisher,
@@ -99,6 +109,19 @@ impl Relay {
             lanes: Lanes::new(pending),
             halt: CancellationToken::new(),
         }
+    }
+
+    /// What can be read off at any time.
+    pub(crate) fn gauges(self: &Arc<Self>) -> Gauges {
+        // The observer, which the relay has, must not keep the relay.
+        let (relay, most) = (Arc::downgrade(self), self.limit.available_permits());
+        Box::new(move || match relay.upgrade() {
+            None => Reading::default(),
+            Some(relay) => Reading {
+                oldest: relay.lanes.oldest(),
+                in_flight: most.saturating_sub(relay.limit.available_permits()),
+            },
+        })
     }
 
     /// Takes a message in: it waits in its lane until those before it are settled.
@@ -114,10 +137,11 @@ impl Relay {
         if let Some(first) = self.lanes.push(message) {
             let relay = self.clone();
             tokio::spawn(async move {
-                let mut next = Some(first);
+                let (mut next, mut ahead) = (Some(first), Ahead::default());
                 while let Some(message) = next {
                     let span = relay.observer.span(&message);
-                    let work = std::pin::pin!(relay.work(&message).instrument(span));
+                    let work = relay.work(&message, &mut ahead).instrument(span);
+                    let work = std::pin::pin!(work);
                     if relay.halt.run_until_cancelled(work).await.is_none() {
                         return;
                     }
@@ -128,13 +152,13 @@ impl Relay {
     }
 
     /// Works on a message until it is settled.
-    async fn work(&self, message: &Arc<Message>) {
+    async fn work(&self, message: &Arc<Message>, ahead: &mut Ahead) {
         if !message.origin.begin().await {
             return self.report(message, &Outcome::GivenBack);
         }
-        let relayed = AssertUnwindSafe(self.relay(message)).catch_unwind().await;
+        let relayed = AssertUnwindSafe(self.relay(message, ahead)).catch_unwind().await;
         let outcome = match relayed {
-            Ok(Ok(confirmed)) => Outcome::Relayed(confirmed),
+            Ok(Ok((confirmed, steps))) => Outcome::Relayed(confirmed, steps),
             Ok(Err(outcome)) => outcome,
             Err(_) => Outcome::Failed(Failure::Bug),
         };
@@ -142,19 +166,80 @@ impl Relay {
     }
 
     /// One message from NATS to the webhook and back to NATS.
-    async fn relay(&self, message: &Arc<Message>) -> Result<Confirmed, Outcome> {
+    async fn relay(
+        &self,
+        message: &Arc<Message>,
+        ahead: &mut Ahead,
+    ) -> Result<(Confirmed, Steps), Outcome> {
+        let (waited, began) = (message.received.elapsed(), Instant::now());
+        let accepted = match ahead.take(message) {
+            Some(accepted) => accepted,
+            None => self.deliver(message, ahead).await?,
+        };
+        let (call, called) = (accepted.call(), began.elapsed());
+        let confirmed = self.republish(accepted).await;
+        let confirmed = confirmed.map_err(|failure| Outcome::Failed(Failure::Publish(failure)))?;
+        let published = began.elapsed().saturating_sub(called);
+        Ok((confirmed, Steps { call, waited, called, published }))
+    }
+
+    /// Calls the webhook for a message, and for those that are merged into the call.
+    async fn deliver(
+        &self,
+        message: &Arc<Message>,
+        ahead: &mut Ahead,
+    ) -> Result<Accepted, Outcome> {
+        if let Some(merge) = self.merge
+            && !merge.window.is_zero()
+        {
+            tokio::time::sleep(merge.window).await;
+        }
         let slot = Slot::new(&self.limit, message);
         let working = slot.enter().await;
         if message.origin.fate() == Fate::GivenUp {
             return Err(Outcome::GivenBack);
         }
-        let delivery = self.prepare(message).await?;
+        let mut delivery = self.prepare(message).await?;
+        if let Some(merge) = self.merge {
+            // Boxed, so that a message costs no more where nothing is merged.
+            delivery = Box::pin(self.merge(delivery, merge.which)).await;
+        }
+        self.note_headers(&delivery);
         let accepted = self.webhook.deliver(delivery, &slot, working).await;
-        let accepted = accepted.map_err(|refused| Outcome::Failed(Failure::Webhook(refused)))?;
+        let accepted = accepted.map_err(|refused| Outcome::Failed(Failure::Webhook(refused)));
+        let (accepted, mut merged) = accepted?;
         // The call that takes the freed place goes out first.
         tokio::task::yield_now().await;
-        let confirmed = self.republish(accepted).await;
-        confirmed.map_err(|failure| Outcome::Failed(Failure::Publish(failure)))
+        if merged.is_empty() {
+            return Ok(accepted);
+        }
+        self.observer.note(&Event::Merged(merged.len()));
+        merged.push(accepted);
+        ahead.keep(merged);
+        ahead.take(message).ok_or(Outcome::Failed(Failure::Bug))
+    }
+
+    /// A delivery whose call stands for `first` and for what may share it of what waits behind.
+    async fn merge(&self, first: Delivery, which: merge::Which) -> Delivery {
+        let mut others = Vec::new();
+        for message in self.lanes.behind(&first.message, merge::MOST) {
+            if which.excludes(&first, &message) {
+                break;
+            }
+            match self.prepare(&message).await {
+                Ok(other) if which.merges(&first, &other) => others.push(other),
+                // It has its own turn, and what is behind it stays behind it.
+                Ok(_) | Err(_) => break,
+            }
+        }
+        which.call(first, others)
+    }
+
+    /// Notes the headers of a delivery's messages that do not travel.
+    fn note_headers(&self, delivery: &Delivery) {
+        for (message, headers) in delivery.headers_dropped() {
+            self.observer.note(&Event::HeadersDropped { message, headers });
+        }
     }
 
     /// What will be sent to the webhook, and what will be republished once that is accepted.
@@ -175,12 +260,7 @@ impl Relay {
             false => message.id.relayed_as(&shaped),
         };
         let relayed = relayed_copy(message, &self.relayed, &shaped, payload, id, limit)?;
-        let delivery = Delivery::new(message, body, headers, relayed, &self.pending);
-        if delivery.headers_dropped > 0 {
-            let headers = delivery.headers_dropped;
-            self.observer.note(&Event::HeadersDropped { message, headers });
-        }
-        Ok(delivery)
+        Ok(Delivery::new(message, body, headers, relayed, &self.pending))
     }
 
     /// Publishes what every destination has accepted, until it is confirmed.
@@ -199,7 +279,7 @@ impl Relay {
         };
         self.report(message, &outcome);
         let settled = match outcome {
-            Outcome::Relayed(_) | Outcome::Rejected { .. } => Settled::Done,
+            Outcome::Relayed(..) | Outcome::Rejected { .. } => Settled::Done,
             Outcome::GivenBack => Settled::GivenBack,
             Outcome::Failed(failure) => tokio::select! {
                 biased;
@@ -217,8 +297,8 @@ impl Relay {
             return;
         }
         self.observer.note(&match outcome {
-            Outcome::Relayed(confirmed) => {
-                Event::Relayed { message, relayed: confirmed.subject().as_str() }
+            Outcome::Relayed(confirmed, steps) => {
+                Event::Relayed { message, relayed: confirmed.subject().as_str(), steps }
             }
             Outcome::Rejected { plugin, hook, reason } => {
                 Event::Rejected { message, plugin, hook: hook.name(), reason }

@@ -4,9 +4,11 @@
 //! passed on as they are, and nothing is retried: whoever asked is there to do that.
 
 use crate::exchange::{
-    self, Format, Malformed, Parcel, Request, Response, nats_proxy, path, plain, roundtripper,
+    Format, Malformed, Parcel, Request, Response, nats_proxy, path, plain, roundtripper,
 };
 use crate::nats::link::Link;
+use crate::observe::Observer;
+use crate::observe::event::{self, Event};
 use crate::observe::supervisor::{self, Phase};
 use crate::subject::Prefix;
 use crate::webhook::endpoint::{Answer, Call, End, Endpoint};
@@ -18,7 +20,7 @@ use futures_util::stream::SelectAll;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Method, StatusCode};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio_util::bytes::Bytes;
 use tokio_util::task::TaskTracker;
@@ -58,6 +60,7 @@ struct Backend {
     limit: Semaphore,
     /// Of those that are worked on or wait.
     waiting: Arc<Semaphore>,
+    observer: Observer,
 }
 
 /// Serves until `stop` resolves, then finishes what is under way within `grace`. Returns whether
@@ -69,6 +72,7 @@ pub(crate) async fn run(
     settings: Settings,
     endpoint: Endpoint,
     link: &Link,
+    observer: &Observer,
     stop: impl Future<Output = ()>,
     grace: Duration,
 ) -> anyhow::Result<bool> {
@@ -77,6 +81,7 @@ pub(crate) async fn run(
         endpoint,
         limit: Semaphore::new(most),
         waiting: Arc::new(Semaphore::new(most.saturating_mul(WAITING))),
+        observer: observer.clone(),
         settings,
     });
     let tasks = TaskTracker::new();
@@ -151,7 +156,7 @@ impl Backend {
     /// Works on a request beside others.
     fn take(self: &Arc<Self>, request: service::Request, client: &Client, tasks: &TaskTracker) {
         let (backend, client) = (self.clone(), client.clone());
-        let place = self.waiting.clone().try_acquire_owned();
+        let (place, began) = (self.waiting.clone().try_acquire_owned(), Instant::now());
         tasks.spawn(async move {
             let response = match place {
                 Ok(_place) => {
@@ -160,7 +165,7 @@ impl Backend {
                 }
                 Err(_) => busy(),
             };
-            backend.reply(&request, response, &client).await;
+            backend.reply(&request, response, &client, began).await;
         });
     }
 
@@ -223,20 +228,27 @@ impl Backend {
         }
     }
 
-    async fn reply(&self, request: &service::Request, response: Response, client: &Client) {
+    async fn reply(
+        &self,
+        request: &service::Request,
+        response: Response,
+        client: &Client,
+        began: Instant,
+    ) {
         let server = client.server_info();
         let limit = server.max_payload.saturating_sub(OVERHEAD);
-        let (size, status) = (response.body.len(), response.status);
+        let (bytes, mut status) = (response.body.len(), response.status);
         let parcel = self.parcel(response, &server).ok().filter(|parcel| {
             crate::headers::wire_size(&parcel.headers) + parcel.payload.len() <= limit
         });
         let Parcel { headers, payload } = parcel.unwrap_or_else(|| {
-            let text = format!("the answer of {size} bytes is larger than NATS takes ({limit})");
-            self.parcel(said(StatusCode::BAD_GATEWAY, &text), &server).unwrap_or_default()
+            let text = format!("the answer of {bytes} bytes is larger than NATS takes ({limit})");
+            status = StatusCode::BAD_GATEWAY;
+            self.parcel(said(status, &text), &server).unwrap_or_default()
         });
-        let subject = &request.message.subject;
-        let status = status.as_u16();
-        info!(target: exchange::REQUEST, %subject, status, bytes = size, "served");
+        let subject = request.message.subject.as_str();
+        let answer = event::Answer { status: status.as_u16(), bytes, elapsed: began.elapsed() };
+        self.observer.note(&Event::RequestServed { subject, answer });
         // It fails only when the client has ended, or nobody waits.
         if let Err(error) = request.respond_with_headers(Ok(payload), headers).await {
             debug!(%subject, %error, "a reply was not sent");

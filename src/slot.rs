@@ -24,6 +24,11 @@ impl<'a> Slot<'a> {
         Self { limit, message, held: Mutex::default() }
     }
 
+    /// The message whose claim it is.
+    pub(crate) fn message(&self) -> &Message {
+        self.message
+    }
+
     /// Waits for the claim, unless another part of the same message holds it already. It is
     /// held until all that was returned is dropped.
     pub(crate) async fn enter(&self) -> Working {

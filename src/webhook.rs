@@ -22,7 +22,7 @@ use crate::certificates::Certificates;
 use crate::headers::WEBHOOK_SIGNATURE;
 use crate::message::{Message, Outbound};
 use crate::observe::Observer;
-use crate::observe::event::{self, Event};
+use crate::observe::event::{self, AcceptedCall, Event};
 use crate::origin::Fate;
 use crate::slot::{Slot, Working};
 use crate::webhook::destination::Destination;
@@ -95,14 +95,27 @@ enum Receiver {
     Every(Instances),
 }
 
-/// Proof that every destination answered 2xx for the message inside.
+/// Proof that every destination answered 2xx for the message inside, or for one that stood for
+/// it.
 #[must_use = "an accepted message is to be republished"]
-pub(crate) struct Accepted(Outbound);
+pub(crate) struct Accepted {
+    message: Arc<Message>,
+    relayed: Outbound,
+    call: AcceptedCall,
+}
 
 impl Accepted {
+    pub(crate) fn message(&self) -> &Arc<Message> {
+        &self.message
+    }
+
+    pub(crate) fn call(&self) -> AcceptedCall {
+        self.call
+    }
+
     /// The message that may now be republished.
     pub(crate) fn into_relayed(self) -> Outbound {
-        self.0
+        self.relayed
     }
 }
 
@@ -123,8 +136,8 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
-    /// Of a destination that has not been called.
-    fn new(destination: &Arc<str>) -> Self {
+    /// Nothing has been said yet.
+    fn of(destination: &Arc<str>) -> Self {
         let destination = destination.clone();
         Self { destination, status: None, error: String::new(), attempts: 0 }
     }
@@ -175,12 +188,17 @@ impl Webhook {
     ///
     /// # Errors
     /// When TLS cannot be set up on this machine.
-    pub(crate) fn new(settings: &Settings, observer: &Observer) -> anyhow::Result<Self> {
-        let receivers = settings.destinations.iter().map(|(destination, proxy)| {
+    pub(crate) fn new(
+        settings: &Settings,
+        destinations: &[(Destination, Option<Proxy>)],
+        observer: &Observer,
+    ) -> anyhow::Result<Self> {
+        let receivers = destinations.iter().map(|(destination, proxy)| {
             let Settings { connect_timeout, certificates, headers, rate_limit, .. } = settings;
             let proxy = proxy.as_ref();
             let endpoint =
                 Endpoint::new(destination, proxy, *connect_timeout, certificates, headers)?;
+            observer.metrics().expect_calls(&destination.to_string());
             Ok(match settings.resolve.filter(|_| destination.is_looked_up()) {
                 None => Receiver::One(Target::new(endpoint, *rate_limit, observer)),
                 Some(resolve) => {
@@ -199,7 +217,8 @@ impl Webhook {
         })
     }
 
-    /// Calls all destinations side by side, each until it has accepted or will not.
+    /// Calls all destinations side by side, each until it has accepted or will not. Returns the
+    /// proof for the message, and one for each that the call stood for.
     ///
     /// # Errors
     /// The destinations that did not accept, when all have come to an end.
@@ -208,32 +227,46 @@ impl Webhook {
         delivery: Delivery,
         slot: &Slot<'_>,
         working: Working,
-    ) -> Result<Accepted, Undelivered> {
-        let (delivery_to, slot_of) = (&delivery, slot);
-        let calls = self.receivers.iter().map(|receiver| {
-            let working = working.clone();
-            async move {
-                match receiver {
-                    Receiver::One(target) => {
-                        let call = self.deliver_to(target, delivery_to, slot_of, working);
-                        call.await.map_err(|refusal| vec![refusal])
-                    }
-                    // Boxed, so that a message costs no more without it.
-                    Receiver::Every(instances) => {
-                        Box::pin(self.deliver_to_every(instances, delivery_to, slot_of, working))
-                            .await
-                    }
-                }
-            }
-        });
-        let calls: Vec<_> = calls.collect();
+    ) -> Result<(Accepted, Vec<Accepted>), Undelivered> {
+        let deliver_to = |receiver| self.deliver_to(receiver, &delivery, slot, working.clone());
+        let calls: Vec<_> = self.receivers.iter().map(deliver_to).collect();
         drop(working);
-        let refusals = join_all(calls).await.into_iter().filter_map(Result::err);
-        let refusals: Vec<_> = refusals.flatten().collect();
-        if refusals.is_empty() {
-            Ok(Accepted(delivery.relayed))
-        } else {
-            Err(Undelivered(refusals))
+        let mut call = AcceptedCall { merged: delivery.merged.len(), ..AcceptedCall::default() };
+        let mut refusals = Vec::new();
+        for ended in join_all(calls).await {
+            match ended {
+                Ok((status, attempts)) => {
+                    call.status = status.as_u16();
+                    call.attempts = call.attempts.max(attempts);
+                }
+                Err(refused) => refusals.extend(refused),
+            }
+        }
+        if !refusals.is_empty() {
+            return Err(Undelivered(refusals));
+        }
+        let accepted = |Delivery { message, relayed, .. }| Accepted { message, relayed, call };
+        let mut delivery = delivery;
+        let merged = std::mem::take(&mut delivery.merged);
+        Ok((accepted(delivery), merged.into_iter().map(accepted).collect()))
+    }
+
+    async fn deliver_to(
+        &self,
+        receiver: &Receiver,
+        delivery: &Delivery,
+        slot: &Slot<'_>,
+        working: Working,
+    ) -> Result<(StatusCode, u32), Vec<Refusal>> {
+        match receiver {
+            Receiver::One(target) => {
+                let called = self.call_until_accepted(target, delivery, slot, working).await;
+                called.map_err(|refusal| vec![refusal])
+            }
+            // Boxed, so that a message costs no more without it.
+            Receiver::Every(instances) => {
+                Box::pin(self.deliver_to_every(instances, delivery, slot, working)).await
+            }
         }
     }
 
@@ -245,36 +278,41 @@ impl Webhook {
         delivery: &Delivery,
         slot: &Slot<'_>,
         mut working: Working,
-    ) -> Result<(), Vec<Refusal>> {
-        let message = &delivery.message;
-        let mut accepted: Vec<Arc<Instance>> = Vec::new();
+    ) -> Result<(StatusCode, u32), Vec<Refusal>> {
+        let mut called: Vec<Arc<Instance>> = Vec::new();
+        let mut accepted = (StatusCode::OK, 0);
         loop {
-            let present = self.present(instances, message, &mut working).await;
+            let present = self.present(instances, delivery, slot, &mut working).await;
             let present = present.map_err(|refusal| vec![refusal])?;
-            let has_accepted = |one: &Arc<Instance>| accepted.iter().any(|a| Arc::ptr_eq(a, one));
-            let missing = present.iter().filter(|instance| !has_accepted(instance)).cloned();
-            let missing: Vec<_> = missing.collect();
-            if missing.is_empty() {
-                return Ok(());
+            let is_new = |one: &&Arc<Instance>| !called.iter().any(|other| Arc::ptr_eq(one, other));
+            let new: Vec<_> = present.iter().filter(is_new).cloned().collect();
+            if new.is_empty() {
+                return Ok(accepted);
             }
             if working.is_none() {
-                let entered = ours(message, slot.enter()).await;
-                working =
-                    entered.map_err(|why| vec![Refusal::new(&instances.name).because(why)])?;
+                let entered = ours(slot.message(), slot.enter()).await;
+                working = entered.map_err(|why| vec![Refusal::of(&instances.name).because(why)])?;
             }
-            let calls = missing.iter().map(|instance| {
-                let call = self.deliver_to(&instance.target, delivery, slot, working.clone());
+            let calls = new.iter().map(|instance| {
+                let Instance { target, .. } = &**instance;
+                let call = self.call_until_accepted(target, delivery, slot, working.clone());
                 instance.unless_left(call)
             });
             let calls: Vec<_> = calls.collect();
             working = None;
-            let results = join_all(calls).await.into_iter().zip(&missing);
-            let results = results.filter(|(_, instance)| !instance.has_left());
-            let refusals: Vec<_> = results.filter_map(|(result, _)| result?.err()).collect();
+            let mut refusals = Vec::new();
+            for (ended, instance) in join_all(calls).await.into_iter().zip(&new) {
+                match ended {
+                    Some(Ok((status, attempts))) => accepted = (status, accepted.1.max(attempts)),
+                    Some(Err(refusal)) if !instance.has_left() => refusals.push(refusal),
+                    // It has left meanwhile.
+                    _ => {}
+                }
+            }
             if !refusals.is_empty() {
                 return Err(refusals);
             }
-            accepted.extend(missing);
+            called.extend(new);
         }
     }
 
@@ -282,30 +320,44 @@ impl Webhook {
     async fn present(
         &self,
         instances: &Instances,
-        message: &Message,
+        delivery: &Delivery,
+        slot: &Slot<'_>,
         working: &mut Working,
     ) -> Result<Arc<[Arc<Instance>]>, Refusal> {
-        let mut refusal = Refusal::new(&instances.name);
+        let mut refusal = Refusal::of(&instances.name);
         loop {
-            let Some(known) = instances.known() else {
-                *working = None;
-                match ours(message, instances.first_look_up()).await {
-                    Ok(()) => continue,
-                    Err(why) => return Err(refusal.because(why)),
+            let known = match instances.known() {
+                Some(known) => known,
+                None => {
+                    *working = None;
+                    let found = ours(slot.message(), instances.first_look_up()).await;
+                    match found {
+                        Ok(()) => continue,
+                        Err(why) => return Err(refusal.because(why)),
+                    }
                 }
             };
-            if known.has_any() {
-                instances.outage.ended();
-                return Ok(known.instances);
-            }
+            let error = match known {
+                Ok(present) => {
+                    instances.outage.ended();
+                    return Ok(present);
+                }
+                Err(error) => error,
+            };
             *working = None;
             instances.look_up_again();
             refusal.attempts += 1;
-            refusal.error = known.error.to_string();
+            refusal.error = error.to_string();
             let (attempt, error) = (refusal.attempts, refusal.error.as_str());
-            let destination = &instances.name;
-            let call =
-                event::Called { message, destination, instance: None, attempt, elapsed: None };
+            let call = event::Called {
+                message: &delivery.message,
+                merged: delivery.merged.len(),
+                destination: &instances.name,
+                instance: None,
+                status: None,
+                attempt,
+                elapsed: None,
+            };
             if self.max_attempts.is_some_and(|n| attempt >= n) {
                 self.observer.note(&Event::Refused { call });
                 return Err(refusal);
@@ -314,27 +366,26 @@ impl Webhook {
             let (call, wait) = (event::Called { attempt: attempt + 1, ..call }, backoff(attempt));
             self.observer.note(&Event::Retried { call, error, wait });
             let waited = tokio::time::timeout(wait, instances.any());
-            if let Err(why) = ours(message, waited).await {
+            if let Err(why) = ours(slot.message(), waited).await {
                 return Err(refusal.because(why));
             }
         }
     }
 
-    async fn deliver_to(
+    /// Calls a target until it has accepted or will not.
+    async fn call_until_accepted(
         &self,
         target: &Target,
         delivery: &Delivery,
         slot: &Slot<'_>,
         mut working: Working,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(StatusCode, u32), Refusal> {
         let (message, name) = (&delivery.message, &target.name);
-        let instance = target.instance();
-        let mut refusal = Refusal::new(name);
-        let mut short = 0;
+        let (mut refusal, mut short) = (Refusal::of(name), 0);
         loop {
             if let Some(limit) = &target.limit {
                 let admitted = Box::pin(limit.admit(slot, working, &self.observer));
-                working = match ours(message, admitted).await {
+                working = match ours(slot.message(), admitted).await {
                     Ok(working) => working,
                     Err(why) => return Err(refusal.because(why)),
                 };
@@ -343,14 +394,24 @@ impl Webhook {
             // Boxed, so that a message that waits for a retry is small.
             let answer = Box::pin(self.call(target, delivery)).await;
             drop(working);
-            let elapsed = Some(called.elapsed());
-            let call = event::Called { message, destination: name, instance, attempt, elapsed };
+            let (merged, elapsed) = (delivery.merged.len(), Some(called.elapsed()));
             refusal.status = answer.as_ref().ok().map(|answer| answer.status);
+            let status = refusal.status.map(|status| status.as_u16());
+            let (destination, instance) = (name, target.instance());
+            let call = event::Called {
+                message,
+                merged,
+                destination,
+                instance,
+                status,
+                attempt,
+                elapsed,
+            };
             let verdict = verdict(refusal.status, &self.retry_status);
             if let (Verdict::Accepted, Some(status)) = (verdict, refusal.status) {
                 self.observer.note(&Event::Answered { call, status: status.as_u16() });
                 target.outage.ended();
-                return Ok(());
+                return Ok((status, attempt));
             }
             refusal.error = describe(&answer, &target.endpoint.destination);
             let error = refusal.error.as_str();
@@ -376,7 +437,7 @@ impl Webhook {
                 self.observer.note(&Event::Retried { call, error, wait });
                 wait
             };
-            working = match again(message, wait, slot).await {
+            working = match again(wait, slot).await {
                 Ok(working) => working,
                 Err(why) => return Err(refusal.because(why)),
             };
@@ -407,13 +468,9 @@ async fn ours<T>(message: &Message, waiting: impl Future<Output = T>) -> Result<
 }
 
 /// The message's claim once more, after `wait`.
-async fn again(
-    message: &Message,
-    wait: Duration,
-    slot: &Slot<'_>,
-) -> Result<Working, &'static str> {
-    ours(message, tokio::time::sleep(wait)).await?;
-    ours(message, slot.enter()).await
+async fn again(wait: Duration, slot: &Slot<'_>) -> Result<Working, &'static str> {
+    ours(slot.message(), tokio::time::sleep(wait)).await?;
+    ours(slot.message(), slot.enter()).await
 }
 
 /// What was not acceptance, for a person.

@@ -826,7 +826,7 @@ fn spawn(number: usize, proxies: &[Arc<Proxy>], webhook: &str, attempts: &str) -
         ("WEBHOOK_MAX_ATTEMPTS", attempts),
         ("WEBHOOK_TIMEOUT", call),
         ("SHUTDOWN_GRACE", grace),
-        ("RUST_LOG", "info"),
+        ("RUST_LOG", "info,nats_webhook_relay::relay=debug,nats_webhook_relay::webhook=debug"),
     ];
     Relay::spawn(&nats.join(","), webhook, &variables)
 }

@@ -313,7 +313,8 @@ async fn the_documents_list_the_metrics_that_there_are() {
     let names = rows.flat_map(|row| row.split('|').nth(1).unwrap().split(','));
     let listed = names
         .map(|name| {
-            name.trim().trim_matches('`').split('{').next().unwrap().trim_end_matches("_total")
+            let name = name.trim().trim_matches('`').split('{').next().unwrap();
+            name.trim_end_matches("_total").trim_end_matches("_info")
         })
         .collect();
     assert_eq!(served, listed);
@@ -374,10 +375,16 @@ async fn three_json_lines_a_message_with_all_fields_and_few_others() {
             ["received", "answered", "relayed"]
         );
         assert!(is_id(received["id"].as_str().unwrap()), "{received}");
-        assert!(
-            own.iter().all(|line| line["id"] == received["id"] && line["level"] == "INFO"),
-            "{own:?}"
+        assert!(own.iter().all(|line| line["id"] == received["id"]), "{own:?}");
+        // Only the last is said unless more is asked for.
+        assert_eq!(
+            [&received["level"], &answered["level"], &relayed["level"]],
+            ["DEBUG", "DEBUG", "INFO"]
         );
+        assert_eq!((&relayed["status"], &relayed["attempts"]), (&200.into(), &1.into()));
+        for step in ["waited_ms", "called_ms", "published_ms"] {
+            assert!(relayed[step].is_u64(), "{relayed}");
+        }
         assert_eq!(received["bytes"], 5);
         assert_eq!(answered["destination"], *endpoint.url());
         assert_eq!(
@@ -418,7 +425,8 @@ async fn log_of_one_message(variables: &[(&str, &str)], ready: &str) -> (Endpoin
         Reply::status(if attempts.fetch_add(1, Ordering::SeqCst) == 0 { 503 } else { 202 })
     })
     .await;
-    let mut relay = Relay::spawn(&nats.url(), &endpoint.url(), variables);
+    let variables = [&[("RUST_LOG", "info")], variables].concat();
+    let mut relay = Relay::spawn(&nats.url(), &endpoint.url(), &variables);
     relay.logged(ready).await;
     let client = nats.client().await;
     client.publish("cms.cache.article.42", "12345".into()).await.unwrap();
@@ -469,44 +477,37 @@ async fn pretty_is_three_lines_a_message_to_follow_by_eye() {
 }
 
 #[tokio::test]
-async fn compact_is_three_lines_a_message_with_all_fields() {
-    let (endpoint, log) = log_of_one_message(&[("LOG_FORMAT", "compact")], "ready").await;
-    let own: Vec<_> = log.iter().filter(|line| line.contains("msg_")).collect();
-    let [received, answered, relayed] = own[..] else { panic!("{log:#?}") };
-    let id = received.split("id=").nth(1).unwrap().split(' ').next().unwrap();
-    assert!(is_id(id), "{received}");
-    for (line, parts) in [
-        (received, vec![" INFO received", "subject=cms.cache.article.42", "bytes=5"]),
-        (
-            answered,
-            vec![
-                " INFO answered",
-                "subject=cms.cache.article.42",
-                "status=202",
-                "elapsed_ms=",
-                "attempt=2",
-                &endpoint.url(),
-            ],
-        ),
-        (
-            relayed,
-            vec![
-                " INFO relayed",
-                "subject=cms.cache.article.42",
-                "relayed=relayed.cache.article.42",
-            ],
-        ),
-    ] {
-        assert!(
-            line.contains(&format!("id={id}")) && parts.iter().all(|part| line.contains(part)),
-            "{line}"
-        );
-    }
-    assert_eq!(log.len(), 3 + 6, "{log:#?}");
-
+async fn compact_is_one_line_a_message_with_all_fields_and_its_steps_are_at_debug() {
+    let relayed = [
+        " INFO relayed",
+        "subject=cms.cache.article.42",
+        "relayed=relayed.cache.article.42",
+        "status=202 attempts=2 waited_ms=",
+        "called_ms=",
+        "published_ms=",
+    ];
     // Without a terminal it is the default.
-    let (_, log) = log_of_one_message(&[("LOG_FORMAT", "")], "INFO ready").await;
-    assert!(log.iter().any(|line| line.contains(" INFO received subject=")), "{log:#?}");
+    for format in ["compact", ""] {
+        let (_, log) = log_of_one_message(&[("LOG_FORMAT", format)], "INFO ready").await;
+        let own: Vec<_> = log.iter().filter(|line| line.contains("msg_")).collect();
+        let [line] = own[..] else { panic!("{log:#?}") };
+        assert!(relayed.iter().all(|part| line.contains(part)), "{line}");
+        assert_eq!(log.len(), 1 + 6, "{log:#?}");
+    }
+
+    let debug = ("RUST_LOG", "debug");
+    let (endpoint, log) = log_of_one_message(&[("LOG_FORMAT", "compact"), debug], "ready").await;
+    let own: Vec<_> = log.iter().filter(|line| line.contains("msg_")).collect();
+    let id = own[0].split("id=").nth(1).unwrap().split(' ').next().unwrap();
+    assert!(is_id(id) && own.iter().all(|line| line.contains(id)), "{own:?}");
+    for parts in [
+        &["DEBUG received", "subject=cms.cache.article.42", "bytes=5"][..],
+        &["DEBUG answered", "status=202", "elapsed_ms=", "attempt=2", &endpoint.url()],
+        &relayed,
+    ] {
+        let found = own.iter().filter(|line| parts.iter().all(|part| line.contains(part)));
+        assert_eq!(found.count(), 1, "{parts:?}: {own:#?}");
+    }
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
-//! The documents: every link leads somewhere, every anchor is a heading, and nothing is left out
-//! of the table of contents.
+//! The documents: every link leads somewhere, every anchor is a heading, nothing is left out of
+//! the table of contents, and every warning and error is explained.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::collections::BTreeSet;
@@ -119,4 +119,63 @@ fn the_book_and_the_readme_list_every_document() {
         assert!(index.contains(&format!("({name})")), "{name} is not in docs/README.md");
         assert!(readme.contains(&format!("(docs/{name})")), "{name} is not in README.md");
     }
+}
+
+/// The texts of all warnings and errors that the source below `folder` logs.
+fn logged(folder: &Path, found: &mut BTreeSet<String>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            logged(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let text = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+            for call in text.split("warn!(").skip(1).chain(text.split("error!(").skip(1)) {
+                found.insert(message(call).unwrap_or_else(|| panic!("{}: {call}", path.display())));
+            }
+        }
+    }
+}
+
+/// The message among the arguments of a log macro: the first literal that stands for itself.
+fn message(call: &str) -> Option<String> {
+    let mut rest = call;
+    loop {
+        let (before, literal) = rest.split_once('"')?;
+        let (literal, after) = literal.split_once('"')?;
+        // Others are formats and separators inside of an argument.
+        if !before.trim_end().ends_with('(') || before.trim().is_empty() {
+            let lines = literal.split("\\\n").map(str::trim_start);
+            return Some(lines.collect::<Vec<_>>().concat());
+        }
+        rest = after;
+    }
+}
+
+/// Without what varies: `{name}` in the source, `(name)` in the document.
+fn constant(text: &str) -> String {
+    let mut depth = 0;
+    let constant = text.chars().filter(|&c| {
+        depth += i32::from(c == '{' || c == '(');
+        let is_constant = depth == 0;
+        depth -= i32::from(c == '}' || c == ')');
+        is_constant
+    });
+    constant.collect::<String>().trim().to_owned()
+}
+
+#[test]
+fn every_warning_and_error_is_explained_and_no_other() {
+    let mut texts = BTreeSet::new();
+    logged(&root().join("src"), &mut texts);
+    let operations = std::fs::read_to_string(root().join("docs/operations.md")).unwrap();
+    let part = operations.split("<!-- log lines:").nth(1).unwrap();
+    let part = part.split("<!-- end of log lines -->").next().unwrap();
+    let rows = part.lines().filter(|line| line.starts_with("| `"));
+    let lines: BTreeSet<_> = rows.map(|row| constant(row.split('`').nth(3).unwrap())).collect();
+    let texts: BTreeSet<_> = texts.iter().map(|text| constant(text)).collect();
+    let (missing, stale): (Vec<_>, Vec<_>) =
+        (texts.difference(&lines).collect(), lines.difference(&texts).collect());
+    assert!(missing.is_empty(), "docs/operations.md does not explain {missing:#?}");
+    assert!(stale.is_empty(), "docs/operations.md explains what is not logged: {stale:#?}");
 }

@@ -37,6 +37,7 @@ impl Silent {
             ("NATS_RELAYED_SUBJECT_PREFIX", "relayed.cache"),
             ("HTTP_LISTEN", &listen),
             ("LOG_FORMAT", "json"),
+            ("RUST_LOG", "info,nats_webhook_relay::relay=debug,nats_webhook_relay::webhook=debug"),
         ];
         let folder = TempDir::new().unwrap();
         let mut command = command(&folder, &[&base, variables].concat());

@@ -659,7 +659,7 @@ async fn a_message_is_republished_once_when_the_last_of_several_destinations_has
             .relay
             .lines("answered 503")
             .iter()
-            .filter(|line| line.contains(&failing.url()))
+            .filter(|line| line.contains("\"WARN\"") && line.contains(&failing.url()))
             .count(),
         1
     );

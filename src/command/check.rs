@@ -1,6 +1,6 @@
 //! `check`: everything that can be tried without relaying anything.
 
-use crate::command::setup::Publishing;
+use crate::command::setup::{self, Publishing};
 use crate::config::Config;
 use crate::nats::jetstream::Api;
 use crate::nats::link::Link;
@@ -12,12 +12,12 @@ use crate::source::Intake;
 use crate::source::stream::consumer::Consumer;
 use crate::source::subscription::Subscription;
 use crate::webhook::destination::Destination;
-use crate::webhook::{Webhook, resolve};
+use crate::webhook::resolve;
 
 /// Prints what would be relayed where.
 pub(super) async fn check(config: &Config) -> anyhow::Result<()> {
     let observer = Observer::default();
-    Webhook::new(&config.webhook, &observer)?;
+    setup::webhooks(config, &observer)?;
     let plugins = Plugins::load(&config.plugins, &observer).await?;
     for plugin in plugins.iter().flat_map(Plugins::describe) {
         say(format_args!("runs          plugin {plugin}"))?;
@@ -42,6 +42,12 @@ pub(super) async fn check(config: &Config) -> anyhow::Result<()> {
             "on failure    logs an error (NATS_FAILED_SUBJECT_PREFIX is not set)"
         ))?,
     }
+    if let Some(resync) = &config.relay.resync {
+        say(format_args!("after a gap   {}", resync.subject))?;
+        for (destination, _) in resync.destinations.iter().flatten() {
+            say(format_args!("  calling     {destination}"))?;
+        }
+    }
     let (from, to) = (listen.subject("article.42"), relayed.subject("article.42"));
     say(format_args!("\nfor example   {from}\n          ->  {to}"))?;
     Ok(())
@@ -52,7 +58,6 @@ async fn instances(config: &Config, destination: &Destination) -> String {
     match config.webhook.resolve {
         Some(resolve) if destination.is_looked_up() => {
             match resolve::addresses(destination.host(), resolve.server).await {
-                Ok(found) if found.is_empty() => " (no address at present)".to_owned(),
                 Ok(found) => {
                     let found: Vec<_> = found.iter().map(ToString::to_string).collect();
                     format!(" at {}", found.join(", "))

@@ -37,10 +37,10 @@ pub(super) async fn run(shared: &Shared, settings: Settings) -> anyhow::Result<(
         listener.with_context(|| format!("cannot listen on {address} (GATEWAY_LISTEN)"))?;
     let address = listener.local_addr()?;
     let connected = link.clone();
-    let _ = readiness.set(Box::new(move || connected.is_connected()));
+    let _ = readiness.set(Box::new(move || connected.can_publish()));
     info!(%address, to = described(&settings.to), "ready");
     supervisor::tell(Phase::Ready);
-    let gateway = Gateway::new(settings, &link, publisher);
+    let gateway = Gateway::new(settings, &link, publisher, &observer);
     let finished = server::serve(listener, gateway, stop, shared.grace).await;
     supervisor::tell(Phase::Stopping);
     info!("stopped");

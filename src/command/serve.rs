@@ -35,9 +35,9 @@ pub(super) async fn run(shared: &Shared, backend: Backend) -> anyhow::Result<()>
         return Ok(());
     };
     let connected = link.clone();
-    let _ = readiness.set(Box::new(move || connected.is_connected()));
+    let _ = readiness.set(Box::new(move || connected.can_publish()));
     info!(from = described(&settings), to = %destination, "starting");
-    let finished = serve::run(settings, endpoint, &link, stop, shared.grace).await?;
+    let finished = serve::run(settings, endpoint, &link, &observer, stop, shared.grace).await?;
     supervisor::tell(Phase::Stopping);
     info!("stopped");
     if !finished {

@@ -7,8 +7,10 @@ use crate::nats::link::Link;
 use crate::nats::publisher::Publisher;
 use crate::nats::round_trip::RoundTrips;
 use crate::observe::Observer;
+use crate::relay::resync;
 use crate::source::Intake;
 use crate::subject::Prefix;
+use crate::webhook::Webhook;
 use anyhow::bail;
 
 /// What publishes and what proves it, for a user who may do what relaying needs.
@@ -19,6 +21,18 @@ pub(super) struct Publishing {
     pub(super) capture: Option<Capture>,
 }
 
+/// The webhook for messages, and the one for resyncs where that is another one.
+pub(super) fn webhooks(
+    config: &Config,
+    observer: &Observer,
+) -> anyhow::Result<(Webhook, Option<Webhook>)> {
+    let calls = &config.webhook;
+    let webhook = Webhook::new(calls, &calls.destinations, observer)?;
+    let resync = config.relay.resync.as_ref();
+    let resync = resync.map(|resync| resync::webhook(resync, calls, observer)).transpose()?;
+    Ok((webhook, resync.flatten()))
+}
+
 impl Publishing {
     pub(super) async fn open(
         config: &Config,
@@ -26,11 +40,13 @@ impl Publishing {
         observer: &Observer,
     ) -> anyhow::Result<Self> {
         let relay = &config.relay;
+        let resync = relay.resync.as_ref().map(|resync| resync.subject.as_str());
         let prefixes = [Some(&relay.relayed), relay.failed.as_ref()].into_iter().flatten();
         let capture = match &config.source.intake {
             Intake::Subscription { .. } => None,
             Intake::Stream(stream) => {
-                let published = prefixes.clone().map(Prefix::wildcard).collect();
+                let published = prefixes.clone().map(Prefix::wildcard);
+                let published = published.chain(resync.map(str::to_owned)).collect();
                 Some(Capture::new(Api::of_account(&stream.api_prefix, link), published))
             }
         };

@@ -273,6 +273,7 @@ fn the_first_name_that_is_set_decides_and_files_stand_for_names() {
         ("NATS_PASS", "filed"),
         ("WEBHOOK_SECRET", SECRET),
         ("WEBHOOK_HEADERS", "x=filed"),
+        ("WEBHOOK_RESYNC_DESTINATION", "http://filed/resync"),
     ];
     let secrets: BTreeSet<_> =
         VARIABLES.iter().filter(|variable| variable.secret).map(|variable| variable.name).collect();
@@ -284,12 +285,14 @@ fn the_first_name_that_is_set_decides_and_files_stand_for_names() {
     let environment = REQUIRED
         .iter()
         .skip(2)
+        .chain([&("NATS_RESYNC_SUBJECT", "relayed.resync")])
         .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))
         .chain(paths)
         .collect();
     let config =
         Config::from_environment(&environment).map_err(|mistakes| mistakes.to_string()).unwrap();
     assert_eq!(config.webhook.destinations[0].0.host(), "filed");
+    assert_eq!(config.relay.resync.unwrap().destinations.unwrap()[0].0.host(), "filed");
     assert_eq!(config.nats.servers[0].host(), "filed");
     assert_eq!(
         config.nats.login,

@@ -120,6 +120,10 @@ variables! {
         "Messages that could not be relayed are published below it, with headers that say \
          why.",
     ),
+    NATS_RESYNC_SUBJECT: plain(
+        "After a gap, the webhook is called and then a message is published on this subject, so \
+         that nobody stays stale.",
+    ),
     NATS_QUEUE_GROUP: plain(
         "Replicas with the same queue group share the work. Order per subject then holds \
          within each replica only.",
@@ -158,6 +162,17 @@ variables! {
         "Subject prefix of the JetStream API, if it is imported from another account. \
          Default: $JS.API.",
     ),
+    WEBHOOK_RESYNC_DESTINATION: secret(
+        "URL that resyncs are POSTed to, or several separated by white space. Default: \
+         WEBHOOK_DESTINATION.",
+    ),
+    RESYNC_ON: plain(
+        "What resyncs follow, separated by commas: start, reconnect, slow-consumer, limits, \
+         failed. Default: all; with NATS_STREAM, failed.",
+    ),
+    RESYNC_INTERVAL: plain(
+        "Time between two resyncs; what is noticed meanwhile is merged.",
+    ).or("5s"),
     WEBHOOK_TIMEOUT: plain(
         "Time for one attempt, from connecting to the end of the answer.",
     ).or("30s"),
@@ -208,6 +223,14 @@ variables! {
         "Messages worked on at once, each on a different subject. A message that waits for a \
          retry or for WEBHOOK_RATE_LIMIT does not count.",
     ).or("128"),
+    COALESCE: plain(
+        "true: messages that wait on one subject with equal payload, headers and plugin results \
+         share one call. subject: all that wait on one subject share the call of the newest. Each \
+         is relayed after that call was accepted.",
+    ).or("false"),
+    COALESCE_WINDOW: plain(
+        "With COALESCE: time to wait for more messages before a call.",
+    ).or("0s"),
     SHUTDOWN_GRACE: plain(
         "Time to finish what has arrived, on SIGTERM or SIGINT.",
     ).or("25s"),
@@ -232,8 +255,12 @@ variables! {
     HTTP_LISTEN: plain(
         "Address for /healthz, /readyz and /metrics, such as 127.0.0.1:9090.",
     ),
+    READY_MAX_LAG: plain(
+        "/readyz answers 503 while the oldest message that waits is older. Default: off.",
+    ),
     LOG_FORMAT: plain(
-        "pretty, compact or json. Default: pretty on a terminal, else compact.",
+        "pretty, compact or json. Default: pretty on a terminal, else compact. Off a terminal, \
+         compact and json have one line for each message at info, when it is done.",
     ),
     RUST_LOG: plain(
         "What is logged: a level, or target=level,... as in tracing-subscriber's EnvFilter.",

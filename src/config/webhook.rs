@@ -20,6 +20,8 @@ use percent_encoding::percent_decode_str;
 use reqwest::StatusCode;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 
+const DESTINATIONS: &str = "http:// or https:// URLs separated by white space";
+
 impl Reader<'_> {
     pub(super) fn webhook(&mut self) -> Option<webhook::Settings> {
         let destinations = self.destinations();
@@ -55,8 +57,17 @@ impl Reader<'_> {
     }
 
     fn destinations(&mut self) -> Option<Vec<(Destination, Option<Proxy>)>> {
-        const EXPECTED: &str = "http:// or https:// URLs separated by white space";
-        let text = self.required(&WEBHOOK_DESTINATION, EXPECTED, |text| Some(text.to_owned()))?;
+        let any = |text: &str| Some(text.to_owned());
+        let text = self.required(&WEBHOOK_DESTINATION, DESTINATIONS, any)?;
+        Some(self.destinations_in(&WEBHOOK_DESTINATION, &text))
+    }
+
+    /// The destinations that a variable's text has.
+    pub(super) fn destinations_in(
+        &mut self,
+        variable: &Variable,
+        text: &str,
+    ) -> Vec<(Destination, Option<Proxy>)> {
         let mut destinations = Vec::new();
         for (index, url) in text.split_whitespace().enumerate() {
             match Destination::parse(url) {
@@ -66,12 +77,13 @@ impl Reader<'_> {
                     destinations.push((destination, proxy));
                 }
                 _ => self.mistake(format!(
-                    "WEBHOOK_DESTINATION: expected {EXPECTED}; number {} is not one",
+                    "{}: expected {DESTINATIONS}; number {} is not one",
+                    variable.name,
                     index + 1
                 )),
             }
         }
-        Some(destinations)
+        destinations
     }
 
     fn resolve(

@@ -251,9 +251,27 @@ impl Link {
         self.report().subscribed_in = 0;
     }
 
+    /// Whether messages can be published now.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) fn can_publish(&self) -> Result<(), String> {
+        match self.is_connected() {
+            true => Ok(()),
+            false => Err("there is no connection to NATS".to_owned()),
+        }
+    }
+
     /// Whether messages can arrive now.
-    pub(crate) fn is_subscribed(&self) -> bool {
-        self.is_connected() && self.report().subscribed_in == self.generation()
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) fn can_receive(&self) -> Result<(), String> {
+        self.can_publish()?;
+        match self.report().subscribed_in == self.generation() {
+            true => Ok(()),
+            false => Err("connected to NATS, but no subscription or consumer is active".to_owned()),
+        }
     }
 
     /// Whether the server has denied a publish on `subject` that was not asked about before.

@@ -175,9 +175,13 @@ fn answered(out: &mut Writer<'_>, fields: &mut Fields, paint: &Paint) -> fmt::Re
         "1" => String::new(),
         attempt => format!(", attempt {attempt}"),
     };
+    let merged = match fields.take("merged").as_str() {
+        "" => String::new(),
+        merged => format!(", for {merged} more"),
+    };
     fields.take("subject");
     let (arrow, status) = (paint.green(" <-- "), paint.green(&format!("[{status}]")));
-    let aside = paint.dim(&format!("{elapsed} ms, {id}{attempt}"));
+    let aside = paint.dim(&format!("{elapsed} ms, {id}{attempt}{merged}"));
     write!(out, "{arrow} {status} POST {destination} {aside}")
 }
 

@@ -1,7 +1,8 @@
 //! How each [`Event`] reads in the log. The console knows them by their names.
 
-use crate::observe::event::{Called, Event, Gap};
+use crate::observe::event::{AcceptedCall, Answer, Called, Event, Gap};
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tracing::{debug, error, info, warn};
 
@@ -22,6 +23,26 @@ const WEBHOOK: &str = "nats_webhook_relay::webhook";
 const NATS: &str = "nats_webhook_relay::nats";
 const RELOAD: &str = "nats_webhook_relay::plugin::reload";
 const OUTPUT: &str = "nats_webhook_relay::plugin::output";
+const REQUEST: &str = "nats_webhook_relay::request";
+
+/// Whether a message is one line at `info`, when it is done, and its steps are at `debug`.
+static IS_BRIEF: AtomicBool = AtomicBool::new(false);
+
+/// Makes each message one line at `info`, which says how it came to be relayed.
+pub(crate) fn be_brief() {
+    IS_BRIEF.store(true, Ordering::Relaxed);
+}
+
+fn is_brief() -> bool {
+    IS_BRIEF.load(Ordering::Relaxed)
+}
+
+/// A line about one step of a message: at `debug` where a message is one line, else at `info`.
+macro_rules! step {
+    ($($line:tt)*) => {
+        if is_brief() { debug!($($line)*) } else { info!($($line)*) }
+    };
+}
 
 /// Writes an event to the log, where it has something to say there.
 pub(crate) fn write(event: &Event<'_>) {
@@ -40,7 +61,12 @@ pub(crate) fn write(event: &Event<'_>) {
         | Event::DestinationRecovered { .. }
         | Event::OutOfResources { .. } => calls(event),
         Event::InstancesChanged { .. } | Event::NotLookedUp { .. } => instances(event),
+        Event::RequestAnswered { .. } | Event::RequestServed { .. } => request(event),
         Event::Gap(gap) => missed(gap),
+        Event::Resynced { reason } => info!(target: RELAY, reason, "resync accepted and published"),
+        Event::ResyncFailed { reason, error } => {
+            error!(target: RELAY, reason, error, "resync failed, retrying");
+        }
         Event::Disconnected => {
             warn!(target: NATS, "lost the connection to NATS, reconnecting");
         }
@@ -52,6 +78,7 @@ pub(crate) fn write(event: &Event<'_>) {
             plugins(event);
         }
         Event::Refused { .. }
+        | Event::Merged(_)
         | Event::HeldBack
         | Event::Dropped
         | Event::Redelivered
@@ -64,7 +91,7 @@ pub(crate) fn write(event: &Event<'_>) {
 
 fn message(event: &Event<'_>) {
     match *event {
-        Event::Received(message) => info!(
+        Event::Received(message) => step!(
             name: name::RECEIVED, target: RELAY, subject = %message.subject, id = %message.id,
             bytes = message.payload.len(), "received"
         ),
@@ -72,7 +99,17 @@ fn message(event: &Event<'_>) {
             target: RELAY, subject = %message.subject, id = %message.id, headers,
             "dropped headers that HTTP does not allow"
         ),
-        Event::Relayed { message, relayed } => info!(
+        Event::Relayed { message, relayed, steps } if is_brief() => {
+            let AcceptedCall { status, attempts, merged } = steps.call;
+            let merged = (merged > 0).then_some(merged);
+            info!(
+                name: name::RELAYED, target: RELAY, subject = %message.subject, id = %message.id,
+                %relayed, status, attempts, merged, waited_ms = milliseconds(steps.waited),
+                called_ms = milliseconds(steps.called),
+                published_ms = milliseconds(steps.published), "relayed"
+            );
+        }
+        Event::Relayed { message, relayed, .. } => info!(
             name: name::RELAYED, target: RELAY, subject = %message.subject, id = %message.id,
             %relayed, "relayed"
         ),
@@ -100,11 +137,13 @@ fn message(event: &Event<'_>) {
 
 fn calls(event: &Event<'_>) {
     match *event {
-        Event::Answered { call: Called { message, destination, attempt, elapsed, .. }, status } => {
+        Event::Answered { call, status } => {
+            let Called { message, merged, destination, attempt, elapsed, .. } = call;
             let elapsed_ms = milliseconds(elapsed.unwrap_or_default());
-            info!(
+            let merged = (merged > 0).then_some(merged);
+            step!(
                 name: name::ANSWERED, target: WEBHOOK, subject = %message.subject,
-                id = %message.id, %destination, status, elapsed_ms, attempt, "answered"
+                id = %message.id, %destination, status, elapsed_ms, attempt, merged, "answered"
             );
         }
         Event::Retried { call: Called { message, destination, attempt, .. }, error, wait } => {
@@ -148,6 +187,20 @@ fn instances(event: &Event<'_>) {
     }
 }
 
+fn request(event: &Event<'_>) {
+    match *event {
+        Event::RequestAnswered { peer, method, answer: Answer { status, bytes, elapsed } } => {
+            let elapsed_ms = milliseconds(elapsed);
+            info!(target: REQUEST, %peer, method, status, bytes, elapsed_ms, "answered a request");
+        }
+        Event::RequestServed { subject, answer: Answer { status, bytes, elapsed } } => {
+            let elapsed_ms = milliseconds(elapsed);
+            info!(target: REQUEST, %subject, status, bytes, elapsed_ms, "served");
+        }
+        _ => {}
+    }
+}
+
 fn plugins(event: &Event<'_>) {
     match *event {
         Event::PluginSaid { plugin, line, is_error: false } => {
@@ -175,7 +228,7 @@ fn missed(gap: &Gap<'_>) {
         Gap::SlowConsumer => error!(
             target: NATS, "the NATS client dropped messages before the relay could take them"
         ),
-        Gap::Limits { messages, first_subject, limits } => error!(
+        Gap::Limits { messages, first_subject, limits, .. } => error!(
             target: RELAY, messages, first_subject, pending_messages = limits.messages,
             pending_bytes = limits.bytes,
             "messages dropped: NATS_PENDING_MESSAGES or NATS_PENDING_BYTES reached"

@@ -30,11 +30,14 @@ pub(crate) enum Event<'a> {
         error: &'a str,
         wait: Duration,
     },
+    /// A call that stood for so many other messages was accepted by all destinations.
+    Merged(usize),
     /// A call has to wait, because its destination is called often enough.
     HeldBack,
     Relayed {
         message: &'a Message,
         relayed: &'a str,
+        steps: &'a Steps,
     },
     Rejected {
         message: &'a Message,
@@ -56,6 +59,18 @@ pub(crate) enum Event<'a> {
     /// A message is published once more, because its confirmation was lost.
     PublishedAgain {
         subject: &'a str,
+    },
+
+    /// `gateway` has answered an HTTP request.
+    RequestAnswered {
+        peer: &'a dyn Display,
+        method: &'a str,
+        answer: Answer,
+    },
+    /// `serve` has answered a NATS request.
+    RequestServed {
+        subject: &'a str,
+        answer: Answer,
     },
 
     /// A destination has begun, or continues, not to accept messages.
@@ -90,6 +105,15 @@ pub(crate) enum Event<'a> {
     Gap(Gap<'a>),
     /// A message was dropped; the gap is reported for many at once.
     Dropped,
+    /// Destinations and browsers were told that they may have missed something.
+    Resynced {
+        reason: &'a str,
+    },
+    /// That was not accepted or not published, and is tried again.
+    ResyncFailed {
+        reason: &'a str,
+        error: &'a str,
+    },
     Disconnected,
     /// There is a connection again, and nothing was missed.
     Reconnected {
@@ -131,12 +155,51 @@ pub(crate) enum Event<'a> {
 #[derive(Clone, Copy)]
 pub(crate) struct Called<'a> {
     pub(crate) message: &'a Message,
+    /// How many other messages the call stands for.
+    pub(crate) merged: usize,
     pub(crate) destination: &'a dyn Display,
     /// The destination and the address, where every address of its host is called.
     pub(crate) instance: Option<(&'a str, IpAddr)>,
+    /// Of the answer; `None` where there was none.
+    pub(crate) status: Option<u16>,
     pub(crate) attempt: u32,
     /// From the call to the end of its answer; `None` where there was no call.
     pub(crate) elapsed: Option<Duration>,
+}
+
+/// What a request was answered with.
+#[derive(Clone, Copy)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    /// Of the body.
+    pub(crate) bytes: usize,
+    /// From the request to the answer.
+    pub(crate) elapsed: Duration,
+}
+
+/// How a message came to be relayed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Steps {
+    /// The call that stood for it.
+    pub(crate) call: AcceptedCall,
+    /// From its arrival until it was worked on.
+    pub(crate) waited: Duration,
+    /// From then until every destination had accepted it; next to nothing where the call of
+    /// another message had been accepted for it before.
+    pub(crate) called: Duration,
+    /// From then until its copy was confirmed.
+    pub(crate) published: Duration,
+}
+
+/// A call that every destination has accepted.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct AcceptedCall {
+    /// Of the last destination.
+    pub(crate) status: u16,
+    /// Of the destination that needed the most.
+    pub(crate) attempts: u32,
+    /// How many other messages it stood for.
+    pub(crate) merged: usize,
 }
 
 /// Why messages may have been missed.
@@ -146,5 +209,5 @@ pub(crate) enum Gap<'a> {
     /// The client library had no room for them.
     SlowConsumer,
     /// More would have waited than the limits allow.
-    Limits { messages: u64, first_subject: &'a str, limits: Limits },
+    Limits { messages: u64, first_subject: &'a str, limits: Limits, within: Duration },
 }

@@ -4,7 +4,7 @@ pub(crate) use crate::observe::console::shown;
 pub(crate) use crate::observe::lines::{end, tell_dropped};
 
 use crate::observe::console::{Object, Plain, Pretty, escaped};
-use crate::observe::lines;
+use crate::observe::{entries, lines};
 use std::fmt::Display;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use tracing::error;
@@ -48,6 +48,10 @@ pub(crate) fn start(log: &Settings) {
         .with_writer(lines::start())
         .log_internal_errors(false);
     let format = log.format.unwrap_or(if terminal { Format::Pretty } else { Format::Compact });
+    // At 1,000 messages a second, three lines for each are too many for what collects them.
+    if format != Format::Pretty && !terminal {
+        entries::be_brief();
+    }
     let builder = builder.fmt_fields(escaped());
     match format {
         Format::Pretty => builder.event_format(Pretty).finish().with(without_logins()).init(),

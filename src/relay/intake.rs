@@ -82,7 +82,7 @@ struct Intake<'a> {
 
 /// Messages dropped since the last report.
 struct Losses {
-    report_at: Instant,
+    began: Instant,
     messages: u64,
     first_subject: String,
 }
@@ -110,7 +110,7 @@ impl Intake<'_> {
         if self.limits.is_some_and(|limits| self.pending.is_full(limits, message.size())) {
             self.observer.note(&Event::Dropped);
             let losses = self.losses.get_or_insert_with(|| Losses {
-                report_at: Instant::now() + REPORT_LOSS,
+                began: Instant::now(),
                 messages: 0,
                 first_subject: message.subject.to_string(),
             });
@@ -122,16 +122,16 @@ impl Intake<'_> {
 
     async fn loss_is_due(&self) {
         match &self.losses {
-            Some(losses) => sleep_until(losses.report_at).await,
+            Some(losses) => sleep_until(losses.began + REPORT_LOSS).await,
             None => std::future::pending().await,
         }
     }
 
     fn report_losses(&mut self) {
         let losses = self.losses.take().zip(self.limits);
-        if let Some((Losses { messages, first_subject, .. }, limits)) = losses {
-            let first_subject = first_subject.as_str();
-            let gap = Gap::Limits { messages, first_subject, limits };
+        if let Some((Losses { began, messages, first_subject }, limits)) = losses {
+            let (first_subject, within) = (first_subject.as_str(), began.elapsed());
+            let gap = Gap::Limits { messages, first_subject, limits, within };
             self.observer.note(&Event::Gap(gap));
         }
     }

@@ -8,6 +8,7 @@ use crate::message::Message;
 use crate::pending::Pending;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::Notify;
 
 /// All messages that have been received and not been settled.
@@ -48,6 +49,20 @@ impl Lanes {
             }
         }
         next
+    }
+
+    /// The messages that wait behind `message`, the first of its lane: the oldest `most` of them.
+    pub(crate) fn behind(&self, message: &Message, most: usize) -> Vec<Arc<Message>> {
+        let lanes = self.lock();
+        let lane = lanes.get(&message.subject);
+        lane.into_iter().flatten().skip(1).take(most).cloned().collect()
+    }
+
+    /// The age of the oldest message.
+    pub(crate) fn oldest(&self) -> Duration {
+        let lanes = self.lock();
+        let oldest = lanes.values().filter_map(|lane| Some(lane.front()?.received)).min();
+        oldest.map(|received| received.elapsed()).unwrap_or_default()
     }
 
     /// Returns when no message is left.

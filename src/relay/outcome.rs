@@ -6,6 +6,7 @@
 use crate::headers::reason;
 use crate::message::{End, Message};
 use crate::nats::publisher::{Confirmed, PublishFailure};
+use crate::observe::event::Steps;
 use crate::plugin::{Hook, Stopped, Why};
 use crate::subject::MAX_SUBJECT_BYTES;
 use crate::webhook::Undelivered;
@@ -17,7 +18,7 @@ use std::time::SystemTime;
 /// What became of a message.
 pub(crate) enum Outcome {
     /// It was republished, and the server has confirmed that.
-    Relayed(Confirmed),
+    Relayed(Confirmed, Steps),
     /// A plugin decided that it is not relayed, which is no failure.
     Rejected {
         plugin: Arc<str>,
@@ -67,7 +68,7 @@ pub enum Oversize {
 impl Outcome {
     pub(crate) fn end(&self) -> End {
         match self {
-            Self::Relayed(_) => End::Relayed,
+            Self::Relayed(..) => End::Relayed,
             Self::Rejected { .. } => End::Rejected,
             Self::GivenBack => End::GivenBack,
             Self::Failed(_) => End::Failed,

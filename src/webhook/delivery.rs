@@ -15,8 +15,10 @@ pub struct Delivery {
     /// Take the place of the message's of the same name.
     set: HeaderMap,
     /// How many headers of the message HTTP does not allow.
-    pub(crate) headers_dropped: u64,
+    headers_dropped: u64,
     pub(super) relayed: Outbound,
+    /// Deliveries of the same lane that this call stands for too.
+    pub(super) merged: Vec<Delivery>,
     /// What a plugin made waits beside the message.
     _extra: Extra,
 }
@@ -36,7 +38,25 @@ impl Delivery {
             .into_iter()
             .filter(|bytes| bytes.as_ptr() != message.payload.as_ptr());
         let extra = pending.extra(made.map(Bytes::len).sum());
-        Self { message: message.clone(), body, set, headers_dropped, relayed, _extra: extra }
+        let (message, merged) = (message.clone(), Vec::new());
+        Self { message, body, set, headers_dropped, relayed, merged, _extra: extra }
+    }
+
+    /// This delivery, whose call stands for `others` too.
+    pub(crate) fn standing_for(self, others: Vec<Delivery>) -> Self {
+        Self { merged: others, ..self }
+    }
+
+    /// The messages with headers that HTTP does not allow, and how many of them each has.
+    pub(crate) fn headers_dropped(&self) -> impl Iterator<Item = (&Arc<Message>, u64)> {
+        let all = std::iter::once(self).chain(&self.merged);
+        all.map(|delivery| (&delivery.message, delivery.headers_dropped)).filter(|(_, n)| *n > 0)
+    }
+
+    /// Whether the calls of both differ in nothing but the identity of their messages.
+    pub(crate) fn is_same_call(&self, other: &Self) -> bool {
+        let headers = |delivery: &Self| headers::to_http(&delivery.message.headers).0;
+        self.body == other.body && self.set == other.set && headers(self) == headers(other)
     }
 
     /// A delivery that is not sent, for commands and tests that look at its headers.

@@ -41,19 +41,8 @@ impl Instance {
     }
 }
 
-/// What a look-up has found.
-#[derive(Clone)]
-pub(super) struct Known {
-    pub(super) instances: Arc<[Arc<Instance>]>,
-    /// Why there are none.
-    pub(super) error: Arc<str>,
-}
-
-impl Known {
-    pub(super) fn has_any(&self) -> bool {
-        !self.instances.is_empty()
-    }
-}
+/// All instances, of which there is at least one, or why there is none.
+type Known = Result<Arc<[Arc<Instance>]>, Arc<str>>;
 
 /// The instances of one destination.
 pub(super) struct Instances {
@@ -102,8 +91,7 @@ impl Instances {
 
     /// Returns when there is an instance.
     pub(super) async fn any(&self) {
-        let any = |known: &Option<Known>| known.as_ref().is_some_and(Known::has_any);
-        self.wait_for(any).await;
+        self.wait_for(|known| matches!(known, Some(Ok(_)))).await;
     }
 
     async fn wait_for(&self, condition: impl FnMut(&Option<Known>) -> bool) {
@@ -147,8 +135,7 @@ impl Follower {
     /// # Errors
     /// When one cannot be called, so that everything stays as it was.
     fn update(&self, addresses: &BTreeSet<IpAddr>) -> Result<(), String> {
-        let known = self.sender.borrow().clone();
-        let before = known.as_ref().map(|known| known.instances.clone()).unwrap_or_default();
+        let before = self.sender.borrow().clone().and_then(Result::ok).unwrap_or_default();
         let (mut instances, mut joined) = (Vec::new(), Vec::new());
         for address in addresses {
             match before.iter().find(|instance| instance.address == *address) {
@@ -162,13 +149,13 @@ impl Follower {
         let gone = before.iter().filter(|instance| !addresses.contains(&instance.address));
         let gone: Vec<_> = gone.collect();
         let left: Vec<_> = gone.iter().map(|instance| instance.address).collect();
-        if known.is_none() || !joined.is_empty() || !left.is_empty() {
-            let (destination, count) = (&*self.name, instances.len());
-            let (joined, left) = (&joined[..], &left[..]);
-            self.observer.note(&Event::InstancesChanged { destination, count, joined, left });
+        if joined.is_empty() && left.is_empty() {
+            return Ok(());
         }
-        let error = format!("the host {} has no address", self.endpoint.destination.host()).into();
-        self.sender.send_replace(Some(Known { instances: instances.into(), error }));
+        let (destination, count) = (&*self.name, instances.len());
+        let (joined, left) = (&joined[..], &left[..]);
+        self.observer.note(&Event::InstancesChanged { destination, count, joined, left });
+        self.sender.send_replace(Some(Ok(instances.into())));
         // Whoever stops waiting for one must not find it among those that are known.
         gone.iter().for_each(|instance| instance.left.cancel());
         Ok(())
@@ -187,9 +174,12 @@ impl Follower {
             let destination = &*self.name;
             self.observer.note(&Event::NotLookedUp { destination, error });
         }
-        self.sender.send_modify(|known| match known {
-            Some(known) if known.has_any() => {}
-            none => *none = Some(Known { instances: Arc::new([]), error: error.into() }),
+        self.sender.send_if_modified(|known| {
+            let has_none = !matches!(known, Some(Ok(_)));
+            if has_none {
+                *known = Some(Err(error.into()));
+            }
+            has_none
         });
     }
 }

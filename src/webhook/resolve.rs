@@ -29,10 +29,10 @@ pub(crate) fn server(text: &str) -> Option<SocketAddr> {
     text.parse().ok().or_else(address)
 }
 
-/// All addresses of `host`, of both families.
+/// All addresses of `host`, of both families: at least one.
 ///
 /// # Errors
-/// Why they cannot be known, for a person.
+/// Why none can be known, for a person.
 pub(crate) async fn addresses(
     host: &str,
     server: Option<SocketAddr>,
@@ -54,7 +54,10 @@ pub(crate) async fn addresses(
             Err(error) => return Err(failed(error)),
         }
     }
-    Ok(addresses)
+    match addresses.is_empty() {
+        true => Err(format!("the host {host} has no address")),
+        false => Ok(addresses),
+    }
 }
 
 fn resolver(server: Option<SocketAddr>) -> Result<TokioResolver, NetError> {

@@ -98,6 +98,8 @@ impl Relay {
             ("NATS_SUBJECT_PREFIX", "cms.cache"),
             ("NATS_RELAYED_SUBJECT_PREFIX", "relayed.cache"),
             ("LOG_FORMAT", "json"),
+            // Also the steps of a message.
+            ("RUST_LOG", "info,nats_webhook_relay::relay=debug,nats_webhook_relay::webhook=debug"),
         ];
         all.extend_from_slice(variables);
         let folder = TempDir::new().unwrap();

@@ -142,7 +142,7 @@ fn why(outcome: &Outcome) -> String {
         Outcome::Rejected { plugin, hook, reason } => {
             format!("plugin {plugin}, {hook}: rejected: {reason}")
         }
-        Outcome::Relayed(_) | Outcome::GivenBack => String::new(),
+        Outcome::Relayed(..) | Outcome::GivenBack => String::new(),
     }
 }
 

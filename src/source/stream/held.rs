@@ -191,6 +191,10 @@ impl Held {
         }
         let now = Instant::now();
         match state.unsettled.get_mut(&sequence) {
+            // Given up, and delivered here again before the work on it has ended: it takes another
+            // turn in its lane, so that what is behind it cannot overtake it.
+            Some(unsettled)
+                if unsettled.time_ns == time_ns && unsettled.hold.fate() == Fate::GivenUp => {}
             Some(unsettled) if unsettled.time_ns == time_ns => {
                 (unsettled.reply, unsettled.told, unsettled.confirmed) = (reply, now, now);
                 return Arrival::Known;
@@ -300,8 +304,12 @@ impl Held {
     /// because the message was forgotten.
     fn take(&self, stored: &Stored, settled: Settled) -> Option<Subject> {
         let mut state = self.lock();
-        // Another stream may have a message of the same sequence.
-        let is_same = |unsettled: &Unsettled| Arc::ptr_eq(&unsettled.hold, &stored.hold);
+        // Another stream may have a message of the same sequence. What was relayed is done with,
+        // also where it was delivered again.
+        let is_same = |unsettled: &Unsettled| {
+            Arc::ptr_eq(&unsettled.hold, &stored.hold)
+                || settled == Settled::Done && unsettled.time_ns == stored.place.time_ns
+        };
         let unsettled = match state.unsettled.entry(stored.place.sequence) {
             Entry::Occupied(entry) if is_same(entry.get()) => entry.remove(),
             _ => return None,
@@ -480,6 +488,24 @@ mod tests {
             "answered where it was delivered last"
         );
         assert_eq!(held.receive(&stored(1, 100), "c".into()), Arrival::Settled(Settled::Done));
+        // Given up while it is worked on, and delivered here again.
+        for end in [Settled::GivenBack, Settled::Done] {
+            let second = stored(2, 150);
+            assert_eq!(held.receive(&second, "g".into()), Arrival::New);
+            held.lock().unsettled.get_mut(&2).unwrap().begun = true;
+            held.stand_down();
+            let once_more = stored(2, 150);
+            assert_eq!(held.receive(&once_more, "h".into()), Arrival::New);
+            assert_eq!(held.receive(&stored(2, 150), "i".into()), Arrival::Known);
+            let answered = held.take(&second, end);
+            match end {
+                Settled::Done => assert_eq!(answered.as_deref(), Some("i"), "it is done with"),
+                _ => {
+                    assert_eq!(answered, None, "it has another turn");
+                    assert!(held.take(&once_more, Settled::GivenBack).is_some());
+                }
+            }
+        }
         // Another stream has taken the place of the first one.
         let again = stored(1, 200);
         assert_eq!(held.receive(&again, "d".into()), Arrival::New);
