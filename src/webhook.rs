@@ -37,6 +37,7 @@ use futures_util::future::join_all;
 use reqwest::header::{self, HeaderMap};
 use reqwest::{Method, StatusCode};
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
@@ -349,15 +350,7 @@ impl Webhook {
             refusal.attempts += 1;
             refusal.error = error.to_string();
             let (attempt, error) = (refusal.attempts, refusal.error.as_str());
-            let call = event::Called {
-                message: &delivery.message,
-                merged: delivery.merged.len(),
-                destination: &instances.name,
-                instance: None,
-                status: None,
-                attempt,
-                elapsed: None,
-            };
+            let call = event::Called { attempt, ..called(delivery, &instances.name, None) };
             if self.max_attempts.is_some_and(|n| attempt >= n) {
                 self.observer.note(&Event::Refused { call });
                 return Err(refusal);
@@ -380,8 +373,8 @@ impl Webhook {
         slot: &Slot<'_>,
         mut working: Working,
     ) -> Result<(StatusCode, u32), Refusal> {
-        let (message, name) = (&delivery.message, &target.name);
-        let (mut refusal, mut short) = (Refusal::of(name), 0);
+        let uncalled = called(delivery, &target.name, target.instance());
+        let (mut refusal, mut short) = (Refusal::of(&target.name), 0);
         loop {
             if let Some(limit) = &target.limit {
                 let admitted = Box::pin(limit.admit(slot, working, &self.observer));
@@ -390,23 +383,14 @@ impl Webhook {
                     Err(why) => return Err(refusal.because(why)),
                 };
             }
-            let (called, attempt) = (Instant::now(), refusal.attempts + 1);
+            let (began, attempt) = (Instant::now(), refusal.attempts + 1);
             // Boxed, so that a message that waits for a retry is small.
             let answer = Box::pin(self.call(target, delivery)).await;
             drop(working);
-            let (merged, elapsed) = (delivery.merged.len(), Some(called.elapsed()));
+            let elapsed = Some(began.elapsed());
             refusal.status = answer.as_ref().ok().map(|answer| answer.status);
             let status = refusal.status.map(|status| status.as_u16());
-            let (destination, instance) = (name, target.instance());
-            let call = event::Called {
-                message,
-                merged,
-                destination,
-                instance,
-                status,
-                attempt,
-                elapsed,
-            };
+            let call = event::Called { status, attempt, elapsed, ..uncalled };
             let verdict = verdict(refusal.status, &self.retry_status);
             if let (Verdict::Accepted, Some(status)) = (verdict, refusal.status) {
                 self.observer.note(&Event::Answered { call, status: status.as_u16() });
@@ -453,6 +437,17 @@ impl Webhook {
         let call = Call { method, target: None, headers, body, timeout, keep: 0 };
         target.endpoint.send(call).await
     }
+}
+
+/// A call that has not been made yet.
+fn called<'a>(
+    delivery: &'a Delivery,
+    destination: &'a Arc<str>,
+    instance: Option<(&'a str, IpAddr)>,
+) -> event::Called<'a> {
+    let (message, merged) = (&delivery.message, delivery.merged.len());
+    let (status, attempt, elapsed) = (None, 0, None);
+    event::Called { message, merged, destination, instance, status, attempt, elapsed }
 }
 
 /// What `waiting` comes to, while the message is this process's to work on.

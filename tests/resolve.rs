@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
@@ -18,6 +18,8 @@ use tokio::net::TcpListener;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const CHANGED: &str = "\"message\":\"the instances of a destination have changed\"";
+const NOT_LOOKED_UP: &str = "cannot look up the instances of a destination";
+const ANSWERED: &str = "\"message\":\"answered\"";
 
 /// A frontend's host, and room for its instances: one port of several loopback addresses.
 struct Frontend {
@@ -107,7 +109,7 @@ fn ok(_: &Call) -> Reply {
 /// Where the log names what was done, in its order: `answered` with the destination, `relayed`.
 fn steps(relay: &Relay) -> Vec<String> {
     let step = |line: &String| {
-        if line.contains("\"message\":\"answered\"") {
+        if line.contains(ANSWERED) {
             return Some(field_to_quote(line, "destination"));
         }
         line.contains("\"message\":\"relayed\"").then(|| "relayed".to_owned())
@@ -128,7 +130,7 @@ async fn a_message_is_relayed_when_every_address_has_accepted_it_and_not_before(
     frontend.has(&[0, 1, 2]);
     let mut setup = frontend.relay(&[]).await;
     setup.publish("cms.cache.a", "x").await;
-    setup.relay.logged_times("\"message\":\"answered\"", 2).await;
+    setup.relay.logged_times(ANSWERED, 2).await;
     b.received(3).await;
     status.store(200, Ordering::SeqCst);
     setup.relayed().await;
@@ -160,15 +162,94 @@ async fn an_instance_that_answers_500_or_hangs_is_not_waited_for_once_it_has_lef
         setup.publish("cms.cache.a", "").await;
         // Until it waits for a retry, or for the answer.
         other.received(if index == 1 { 3 } else { 1 }).await;
-        setup.relay.logged("\"message\":\"answered\"").await;
+        setup.relay.logged(ANSWERED).await;
         assert!(setup.relay.lines("\"message\":\"relayed\"").is_empty());
         frontend.has(&[0]);
         setup.relayed().await;
         setup.publish("cms.cache.a", "").await;
         setup.relayed().await;
+        let left = other.count();
+        setup.publish("cms.cache.a", "").await;
+        setup.relayed().await;
         setup.end().await;
+        assert_eq!(other.count(), left, "what has left is called no more");
     }
-    assert_eq!((a.count(), c.count()), (4, 1));
+    assert_eq!((a.count(), c.count()), (6, 1));
+}
+
+#[tokio::test]
+async fn an_instance_that_comes_back_is_a_new_one() {
+    let mut frontend = Frontend::new(2).await;
+    let (status, reply) = told(500);
+    let (a, b) = (frontend.starts(0, ok), frontend.starts(1, reply));
+    frontend.has(&[0, 1]);
+    let mut setup = frontend.relay(&[]).await;
+    setup.publish("cms.cache.a", "first").await;
+    b.received(1).await;
+    frontend.has(&[0]);
+    setup.relayed().await;
+    status.store(200, Ordering::SeqCst);
+    frontend.has(&[0, 1]);
+    setup.relay.logged_times(CHANGED, 3).await;
+    setup.publish("cms.cache.a", "second").await;
+    setup.relayed().await;
+    setup.end().await;
+    assert_eq!((a.count(), &*b.calls().last().unwrap().body), (2, &b"second"[..]));
+}
+
+#[tokio::test]
+async fn each_instance_gets_the_messages_of_a_subject_in_order() {
+    let mut frontend = Frontend::new(2).await;
+    let (status, reply) = told(503);
+    let (a, b) = (frontend.starts(0, ok), frontend.starts(1, reply));
+    frontend.has(&[0, 1]);
+    let mut setup = frontend.relay(&[]).await;
+    for payload in ["1", "2", "3"] {
+        setup.publish("cms.cache.a", payload).await;
+    }
+    b.received(3).await;
+    assert_eq!(a.count(), 1, "the next message waits for the retries of the first");
+    status.store(200, Ordering::SeqCst);
+    for payload in ["1", "2", "3"] {
+        assert_eq!(&*setup.relayed().await.payload, payload.as_bytes());
+    }
+    setup.end().await;
+    for instance in [a, b] {
+        let mut bodies: Vec<_> = instance.calls().into_iter().map(|call| call.body).collect();
+        bodies.dedup();
+        assert_eq!(bodies, ["1", "2", "3"]);
+    }
+}
+
+#[tokio::test]
+async fn a_resync_reaches_every_instance_before_it_is_published() {
+    let mut frontend = Frontend::new(2).await;
+    let (status, reply) = told(500);
+    let (a, b) = (frontend.starts(0, ok), frontend.starts(1, reply));
+    frontend.has(&[0, 1]);
+    let mut setup = frontend.relay(&[("NATS_RESYNC_SUBJECT", "relayed.resync")]).await;
+    b.received(3).await;
+    assert_eq!(setup.relay.metric("resyncs_total").await, 0);
+    status.store(200, Ordering::SeqCst);
+    assert_eq!(setup.relayed().await.subject.as_str(), "relayed.resync");
+    setup.end().await;
+    assert_eq!(a.count(), 1);
+    for call in a.calls().iter().chain(&b.calls()) {
+        assert_eq!(call.header("nats-resync"), "start");
+    }
+}
+
+#[tokio::test]
+async fn the_limit_for_the_rate_of_calls_is_that_of_each_instance() {
+    let mut frontend = Frontend::new(2).await;
+    let (a, b) = (frontend.starts(0, ok), frontend.starts(1, ok));
+    frontend.has(&[0, 1]);
+    // Of both together, the second call would have to wait for an hour.
+    let mut setup = frontend.relay(&[("WEBHOOK_RATE_LIMIT", "1/h")]).await;
+    setup.publish("cms.cache.a", "").await;
+    setup.relayed().await;
+    setup.end().await;
+    assert_eq!((a.count(), b.count()), (1, 1));
 }
 
 #[tokio::test]
@@ -197,9 +278,9 @@ fn gauge(frontend: &Frontend) -> String {
     format!("webhook_instances{{destination=\"{}\"}}", frontend.url())
 }
 
-fn calls(frontend: &Frontend, index: usize, result: &str) -> String {
+fn calls(frontend: &Frontend, index: usize, status: &str) -> String {
     let (url, address) = (frontend.url(), frontend.addresses[index]);
-    let labels = format!("destination=\"{url}\",address=\"{address}\",result=\"{result}\"");
+    let labels = format!("destination=\"{url}\",address=\"{address}\",status=\"{status}\"");
     format!("webhook_instance_calls_total{{{labels}}}")
 }
 
@@ -215,9 +296,16 @@ async fn the_metrics_name_the_addresses_that_the_host_has() {
     status.store(404, Ordering::SeqCst);
     setup.failed().await;
     let relay = &setup.relay;
-    assert_eq!(relay.metric(&calls(&frontend, 0, "accepted")).await, 1);
-    assert!(relay.metric(&calls(&frontend, 1, "retried")).await >= 1);
-    assert_eq!(relay.metric(&calls(&frontend, 1, "refused")).await, 1);
+    assert_eq!(relay.metric(&calls(&frontend, 0, "2xx")).await, 1);
+    let failed = relay.metric(&calls(&frontend, 1, "5xx")).await;
+    assert!(failed >= 2);
+    assert_eq!(relay.metric(&calls(&frontend, 1, "4xx")).await, 1);
+    // Those of the destination are those of all its instances.
+    for (status, expected) in [("2xx", 1), ("5xx", failed), ("4xx", 1)] {
+        let labels = format!("destination=\"{}\",status=\"{status}\"", frontend.url());
+        let all = relay.metric(&format!("webhook_calls_total{{{labels}}}")).await;
+        assert_eq!(all, expected, "{status}");
+    }
     frontend.has(&[0]);
     relay.counted(&gauge(&frontend), 1).await;
     let (_, text) = relay.get("/metrics").await;
@@ -253,45 +341,40 @@ async fn a_host_without_addresses_is_retried_until_it_has_one() {
     frontend.has(&[0]);
     setup.relayed().await;
     setup.relay.logged("webhook delivery recovered").await;
-    // And again, with an instance that has accepted a message and left before it was relayed.
-    frontend.dns.has_no_host();
-    setup.relay.counted(&gauge(&frontend), 0).await;
-    setup.publish("cms.cache.b", "").await;
-    frontend.has(&[0]);
-    setup.relayed().await;
     setup.end().await;
-    assert_eq!(a.count(), 2);
+    assert_eq!(a.count(), 1);
 }
 
 #[tokio::test]
-async fn a_message_whose_instances_have_all_left_is_not_relayed_without_a_new_one() {
+async fn a_message_whose_instances_have_all_left_is_not_relayed_without_the_new_ones() {
     let mut frontend = Frontend::new(3).await;
     let hanging = |_: &Call| Reply::ok().after(HOUR);
+    let (status, reply) = told(500);
     let (a, b) = (frontend.starts(0, ok), frontend.starts(1, hanging));
+    let c = frontend.starts(2, reply);
     frontend.has(&[0, 1]);
     let mut setup = frontend.relay(&[]).await;
     setup.publish("cms.cache.a", "").await;
     b.received(1).await;
-    setup.relay.logged("\"message\":\"answered\"").await;
-    frontend.dns.has_no_host();
-    setup.relay.logged("has no address").await;
-    let c = frontend.starts(2, ok);
+    setup.relay.logged(ANSWERED).await;
     frontend.has(&[2]);
+    c.received(2).await;
+    assert!(setup.relay.lines("\"message\":\"relayed\"").is_empty());
+    status.store(200, Ordering::SeqCst);
     setup.relayed().await;
     setup.end().await;
-    assert_eq!((a.count(), b.count(), c.count()), (1, 1, 1));
+    assert_eq!((a.count(), b.count()), (1, 1));
 }
 
 #[tokio::test]
 async fn without_addresses_a_message_fails_after_as_many_attempts_as_are_allowed() {
-    let frontend = Frontend::new(1).await;
-    let mut setup = frontend.relay(&[("WEBHOOK_MAX_ATTEMPTS", "2")]).await;
-    for (expected, fails) in [("has no address", false), ("cannot look up the addresses of", true)]
+    for (fails, expected) in [(false, "has no address"), (true, "cannot look up the addresses of")]
     {
+        let frontend = Frontend::new(1).await;
         if fails {
             frontend.dns.fails();
-            setup.relay.logged("cannot look up the instances of a destination").await;
         }
+        let mut setup = frontend.relay(&[("WEBHOOK_MAX_ATTEMPTS", "2")]).await;
         setup.publish("cms.cache.a", "").await;
         let message = setup.failed().await;
         assert_eq!(header(&message, "Relay-Destination"), frontend.url());
@@ -299,62 +382,101 @@ async fn without_addresses_a_message_fails_after_as_many_attempts_as_are_allowed
         assert_eq!(header(&message, "Relay-Attempts"), "2");
         let error = header(&message, "Relay-Destination-Error");
         assert!(error.contains(expected) && error.contains(HOST), "{error}");
+        setup.end().await;
     }
-    setup.end().await;
 }
 
 #[tokio::test]
-async fn while_the_name_server_fails_the_known_addresses_are_called() {
-    let mut frontend = Frontend::new(2).await;
-    let (a, b) = (frontend.starts(0, ok), frontend.starts(1, ok));
-    frontend.has(&[0, 1]);
-    let mut setup = frontend.relay(&[]).await;
-    setup.relay.logged(CHANGED).await;
-    frontend.dns.fails();
-    let line = setup.relay.logged("cannot look up the instances of a destination").await;
-    assert_eq!(field(&line, "level"), "WARN");
-    setup.publish("cms.cache.a", "").await;
-    setup.relayed().await;
-    let queries = frontend.dns.queries();
-    eventually("more look-ups", || frontend.dns.queries() > queries + 4).await;
-    assert_eq!(setup.relay.lines("cannot look up the instances").len(), 1, "said once");
-    setup.end().await;
-    assert_eq!((a.count(), b.count()), (1, 1));
+async fn while_no_address_can_be_looked_up_those_that_are_known_are_called() {
+    for is_empty in [false, true] {
+        let mut frontend = Frontend::new(2).await;
+        let (status, reply) = told(500);
+        let (a, b) = (frontend.starts(0, ok), frontend.starts(1, reply));
+        frontend.has(&[0, 1]);
+        let mut setup = frontend.relay(&[]).await;
+        setup.relay.logged(CHANGED).await;
+        match is_empty {
+            true => frontend.dns.has_no_host(),
+            false => frontend.dns.fails(),
+        }
+        let line = setup.relay.logged(NOT_LOOKED_UP).await;
+        assert_eq!(field(&line, "level"), "WARN");
+        setup.publish("cms.cache.a", "").await;
+        b.received(2).await;
+        let queries = frontend.dns.queries();
+        eventually("more look-ups", || frontend.dns.queries() > queries + 4).await;
+        let relayed = setup.relay.lines("\"message\":\"relayed\"");
+        assert!(relayed.is_empty(), "one that is known is waited for");
+        assert_eq!(setup.relay.lines(NOT_LOOKED_UP).len(), 1, "said once");
+        status.store(200, Ordering::SeqCst);
+        setup.relayed().await;
+        frontend.has(&[0]);
+        setup.relay.logged("the instances of a destination can be looked up again").await;
+        setup.end().await;
+        assert_eq!(a.count(), 1);
+    }
 }
 
 #[tokio::test]
-async fn the_failed_subject_names_the_address() {
+async fn the_failed_subject_names_the_address_and_redirects_are_not_followed() {
     let mut frontend = Frontend::new(2).await;
-    let (_, reply) = told(400);
-    let (a, _b) = (frontend.starts(0, ok), frontend.starts(1, reply));
+    let redirects = |_: &Call| Reply::status(308).header("location", "/elsewhere");
+    let (a, b) = (frontend.starts(0, ok), frontend.starts(1, redirects));
     frontend.has(&[0, 1]);
     let mut setup = frontend.relay(&[]).await;
     setup.publish("cms.cache.a", "").await;
     let message = setup.failed().await;
     assert_eq!(header(&message, "Relay-Destination"), frontend.at(1));
-    assert_eq!(header(&message, "Relay-Status"), "400");
+    assert_eq!(header(&message, "Relay-Status"), "308");
+    let error = header(&message, "Relay-Destination-Error");
+    assert!(error.contains(&format!("http://{HOST}:{}/elsewhere", frontend.port)), "{error}");
     setup.end().await;
-    assert_eq!(a.count(), 1);
+    assert_eq!((a.count(), b.count()), (1, 1));
 }
 
 #[tokio::test]
 async fn over_tls_the_certificate_is_for_the_host_and_not_for_the_address() {
     let authority = Authority::new();
-    let mut frontend = Frontend::new(2).await;
-    let mut instance = |index: usize| {
+    let mut frontend = Frontend::new(3).await;
+    let mut instance = |index: usize, name: &str| {
         let listener = frontend.listeners[index].take().unwrap();
-        let config = authority.server(&[HOST], &["h2", "http/1.1"]);
+        let config = authority.server(&[name], &["h2", "http/1.1"]);
         Endpoint::tls(TlsListener::on(listener, config), ok)
     };
-    let (a, b) = (instance(0), instance(1));
+    let (a, b) = (instance(0, HOST), instance(1, HOST));
+    let of_address = instance(2, &frontend.addresses[2].to_string());
     frontend.has(&[0, 1]);
     let url = frontend.url().replace("http:", "https:");
     let variables = [("WEBHOOK_CA", &*authority.path()), ("WEBHOOK_MAX_ATTEMPTS", "1")];
     let mut setup = frontend.relay_to(&url, &variables).await;
     setup.publish("cms.cache.a", "").await;
     setup.relayed().await;
+    frontend.has(&[2]);
+    setup.relay.logged_times(CHANGED, 2).await;
+    setup.publish("cms.cache.a", "").await;
+    let message = setup.failed().await;
+    let error = header(&message, "Relay-Destination-Error");
+    let expected = format!("the certificate of {HOST}:{} is for another host", frontend.port);
+    assert!(error.contains(&expected), "{error}");
     setup.end().await;
-    assert_eq!((a.count(), b.count()), (1, 1));
+    assert_eq!((a.count(), b.count(), of_address.count()), (1, 1, 0));
+}
+
+#[tokio::test]
+async fn addresses_of_both_families_are_called() {
+    let mut frontend = Frontend::new(1).await;
+    // A machine without IPv6 has only the other one to call.
+    let v6 = TcpListener::bind(("::1", frontend.port)).await.ok();
+    let v6 = v6.map(|listener| Endpoint::on(listener, ok));
+    let v4 = frontend.starts(0, ok);
+    let localhost = v6.iter().map(|_| IpAddr::from(Ipv6Addr::LOCALHOST));
+    frontend.dns.has(&localhost.chain([frontend.addresses[0]]).collect::<Vec<_>>());
+    let mut setup = frontend.relay(&[]).await;
+    setup.publish("cms.cache.a", "").await;
+    setup.relayed().await;
+    setup.end().await;
+    assert_eq!(v4.count(), 1);
+    assert!(v6.is_none_or(|v6| v6.count() == 1));
 }
 
 #[tokio::test]
@@ -365,6 +487,8 @@ async fn a_host_that_is_an_address_or_this_machine_is_called_as_without() {
     let mut setup = frontend.relay_to(&both, &[]).await;
     setup.publish("cms.cache.a", "").await;
     setup.relayed().await;
+    let (_, metrics) = setup.relay.get("/metrics").await;
+    assert!(!metrics.contains("webhook_instance"), "{metrics}");
     setup.end().await;
     assert_eq!((endpoint.count(), frontend.dns.queries()), (2, 0));
 }
@@ -393,7 +517,12 @@ async fn check_shows_the_addresses_of_both_families() {
     };
     assert_eq!(IpAddr::from(Ipv4Addr::LOCALHOST), addresses[0]);
     let stdout = checked().await;
-    assert!(stdout.contains("http://frontend.test/hook (no address at present)"), "{stdout}");
+    assert!(
+        stdout.contains(
+            "http://frontend.test/hook (at present, the host frontend.test has no address)"
+        ),
+        "{stdout}"
+    );
     frontend.dns.has(&addresses);
     let stdout = checked().await;
     let expected = "http://frontend.test/hook at 127.0.0.1, 127.0.0.9, ::1";
@@ -407,13 +536,36 @@ async fn through_a_proxy_the_addresses_cannot_be_told_apart() {
         ("NATS_HOST", "nats://127.0.0.1:1"),
         ("NATS_SUBJECT_PREFIX", "cms.cache"),
         ("NATS_RELAYED_SUBJECT_PREFIX", "relayed.cache"),
+        ("NATS_RESYNC_SUBJECT", "relayed.resync"),
+        ("WEBHOOK_RESYNC_DESTINATION", "http://localhost/ http://frontend.test/resync"),
         ("WEBHOOK_RESOLVE", "all"),
         ("HTTP_PROXY", "http://user:pa55@127.0.0.1:1"),
     ];
     let (status, _, stderr) = relay::run(&[], &variables);
     assert_eq!(status.code(), Some(64), "{stderr}");
-    let expected = "WEBHOOK_RESOLVE: number 1 of WEBHOOK_DESTINATION is called through a proxy";
-    assert_eq!(stderr.matches("WEBHOOK_RESOLVE: ").count(), 1, "{stderr}");
-    assert!(stderr.contains(expected) && stderr.contains("NO_PROXY"), "{stderr}");
+    let expected = " is called through a proxy, which looks its host up by itself; add the host to \
+                    NO_PROXY, or unset WEBHOOK_RESOLVE";
+    for variable in ["WEBHOOK_DESTINATION: number 1", "WEBHOOK_RESYNC_DESTINATION: number 2"] {
+        assert!(stderr.contains(&[variable, expected].concat()), "{stderr}");
+    }
+    assert_eq!(stderr.matches(expected).count(), 2, "{stderr}");
     assert!(!stderr.contains("pa55"), "{stderr}");
+}
+
+#[test]
+fn what_needs_the_variable_is_a_mistake_without_it() {
+    let variables = [
+        ("WEBHOOK_DESTINATION", "http://127.0.0.1/"),
+        ("NATS_HOST", "nats://127.0.0.1:1"),
+        ("NATS_SUBJECT_PREFIX", "cms.cache"),
+        ("NATS_RELAYED_SUBJECT_PREFIX", "relayed.cache"),
+        ("WEBHOOK_RESOLVE_INTERVAL", "1s"),
+        ("WEBHOOK_RESOLVE_SERVER", "127.0.0.1"),
+    ];
+    let (status, _, stderr) = relay::run(&[], &variables);
+    assert_eq!(status.code(), Some(64), "{stderr}");
+    for name in ["WEBHOOK_RESOLVE_INTERVAL", "WEBHOOK_RESOLVE_SERVER"] {
+        let expected = format!("{name}: has no effect without WEBHOOK_RESOLVE");
+        assert!(stderr.contains(&expected), "{stderr}");
+    }
 }

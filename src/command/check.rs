@@ -45,7 +45,8 @@ pub(super) async fn check(config: &Config) -> anyhow::Result<()> {
     if let Some(resync) = &config.relay.resync {
         say(format_args!("after a gap   {}", resync.subject))?;
         for (destination, _) in resync.destinations.iter().flatten() {
-            say(format_args!("  calling     {destination}"))?;
+            let instances = instances(config, destination).await;
+            say(format_args!("  calling     {destination}{instances}"))?;
         }
     }
     let (from, to) = (listen.subject("article.42"), relayed.subject("article.42"));
@@ -62,7 +63,7 @@ async fn instances(config: &Config, destination: &Destination) -> String {
                     let found: Vec<_> = found.iter().map(ToString::to_string).collect();
                     format!(" at {}", found.join(", "))
                 }
-                Err(error) => format!(" ({error})"),
+                Err(error) => format!(" (at present, {error})"),
             }
         }
         _ => String::new(),

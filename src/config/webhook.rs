@@ -25,7 +25,7 @@ const DESTINATIONS: &str = "http:// or https:// URLs separated by white space";
 impl Reader<'_> {
     pub(super) fn webhook(&mut self) -> Option<webhook::Settings> {
         let destinations = self.destinations();
-        let resolve = self.resolve(destinations.as_deref().unwrap_or_default());
+        let resolve = self.resolve();
         let timeout = self.or(&WEBHOOK_TIMEOUT, DURATION, duration(1), TIMEOUT);
         let connect_timeout =
             self.or(&WEBHOOK_CONNECT_TIMEOUT, DURATION, duration(1), CONNECT_TIMEOUT);
@@ -74,6 +74,17 @@ impl Reader<'_> {
                 // A comma between two would make one URL of them.
                 Some(destination) if !url.contains(",http:") && !url.contains(",https:") => {
                     let proxy = self.proxy(&destination);
+                    if proxy.is_some()
+                        && destination.is_looked_up()
+                        && self.is_set(&WEBHOOK_RESOLVE)
+                    {
+                        self.mistake(format!(
+                            "{}: number {} is called through a proxy, which looks its host up by \
+                             itself; add the host to NO_PROXY, or unset WEBHOOK_RESOLVE",
+                            variable.name,
+                            index + 1
+                        ));
+                    }
                     destinations.push((destination, proxy));
                 }
                 _ => self.mistake(format!(
@@ -86,27 +97,14 @@ impl Reader<'_> {
         destinations
     }
 
-    fn resolve(
-        &mut self,
-        destinations: &[(Destination, Option<Proxy>)],
-    ) -> Option<resolve::Settings> {
+    fn resolve(&mut self) -> Option<resolve::Settings> {
         let all = |text: &str| (text == "all").then_some(());
         let resolve = self.optional(&WEBHOOK_RESOLVE, "all", all);
         let interval = self.or(&WEBHOOK_RESOLVE_INTERVAL, DURATION, duration(1), INTERVAL);
         let expected = "the address of a name server, such as 127.0.0.1:8600";
         let server = self.optional(&WEBHOOK_RESOLVE_SERVER, expected, resolve::server);
-        resolve?;
-        for (index, (destination, proxy)) in destinations.iter().enumerate() {
-            if proxy.is_some() && destination.is_looked_up() {
-                self.mistake(format!(
-                    "WEBHOOK_RESOLVE: number {} of WEBHOOK_DESTINATION is called through a proxy, \
-                     which looks its host up by itself; name the host in NO_PROXY, or unset \
-                     WEBHOOK_RESOLVE",
-                    index + 1
-                ));
-            }
-        }
-        Some(resolve::Settings { interval, server })
+        self.needs(&WEBHOOK_RESOLVE, &[&WEBHOOK_RESOLVE_INTERVAL, &WEBHOOK_RESOLVE_SERVER]);
+        resolve.map(|()| resolve::Settings { interval, server })
     }
 
     pub(super) fn proxy(&mut self, destination: &Destination) -> Option<Proxy> {

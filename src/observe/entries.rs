@@ -60,7 +60,7 @@ pub(crate) fn write(event: &Event<'_>) {
         | Event::DestinationFailing { .. }
         | Event::DestinationRecovered { .. }
         | Event::OutOfResources { .. } => calls(event),
-        Event::InstancesChanged { .. } | Event::NotLookedUp { .. } => instances(event),
+        Event::InstancesChanged { .. } | Event::LookUps { .. } => instances(event),
         Event::RequestAnswered { .. } | Event::RequestServed { .. } => request(event),
         Event::Gap(gap) => missed(gap),
         Event::Resynced { reason } => info!(target: RELAY, reason, "resync accepted and published"),
@@ -179,9 +179,12 @@ fn instances(event: &Event<'_>) {
             target: WEBHOOK, %destination, count, joined = list(joined), left = list(left),
             "the instances of a destination have changed"
         ),
-        Event::NotLookedUp { destination, error } => warn!(
+        Event::LookUps { destination, error: Some(error) } => warn!(
             target: WEBHOOK, %destination, error,
             "cannot look up the instances of a destination, calling those that are known"
+        ),
+        Event::LookUps { destination, error: None } => info!(
+            target: WEBHOOK, %destination, "the instances of a destination can be looked up again"
         ),
         _ => {}
     }

@@ -91,10 +91,11 @@ pub(crate) enum Event<'a> {
         joined: &'a [IpAddr],
         left: &'a [IpAddr],
     },
-    /// The addresses of a destination's host cannot be looked up; the known ones stay.
-    NotLookedUp {
+    /// The addresses of a destination's host cannot be looked up, so that the known ones stay, or
+    /// they can again.
+    LookUps {
         destination: &'a str,
-        error: &'a str,
+        error: Option<&'a str>,
     },
     /// This machine is out of something that calls need.
     OutOfResources {

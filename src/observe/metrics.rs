@@ -282,7 +282,7 @@ impl Metrics {
                 self.answered(answer);
             }
             Event::DestinationFailing { .. }
-            | Event::NotLookedUp { .. }
+            | Event::LookUps { .. }
             | Event::DestinationRecovered { .. }
             | Event::OutOfResources { .. }
             | Event::PluginSaid { .. }

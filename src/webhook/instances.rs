@@ -1,8 +1,8 @@
 //! The instances of a destination: every address of its host, as it was last looked up.
 //!
 //! They are looked up again at intervals, and when one does not answer. What has left the host's
-//! addresses is not waited for any more, and what comes back is a new instance. When the
-//! addresses cannot be looked up, those that are known stay.
+//! addresses is not waited for any more, and what comes back is a new instance. When no address
+//! can be looked up, those that are known stay.
 
 use crate::observe::Observer;
 use crate::observe::event::Event;
@@ -122,7 +122,7 @@ impl Follower {
         loop {
             let found = resolve::addresses(self.endpoint.destination.host(), server).await;
             match found.and_then(|addresses| self.update(&addresses)) {
-                Ok(()) => self.is_failing = false,
+                Ok(()) => self.succeeded(),
                 Err(error) => self.failed(&error),
             }
             tokio::time::sleep(least).await;
@@ -168,11 +168,17 @@ impl Follower {
         Ok(Instance { address, target, left: CancellationToken::new() })
     }
 
+    fn succeeded(&mut self) {
+        if std::mem::take(&mut self.is_failing) {
+            self.observer.note(&Event::LookUps { destination: &self.name, error: None });
+        }
+    }
+
     /// Those that are known stay.
     fn failed(&mut self, error: &str) {
         if !std::mem::replace(&mut self.is_failing, true) {
             let destination = &*self.name;
-            self.observer.note(&Event::NotLookedUp { destination, error });
+            self.observer.note(&Event::LookUps { destination, error: Some(error) });
         }
         self.sender.send_if_modified(|known| {
             let has_none = !matches!(known, Some(Ok(_)));

@@ -1,7 +1,7 @@
 //! All addresses of a host: from the name servers of the system, or from one that is named.
 //!
-//! A host that has no address is told from one whose name servers do not answer, and what only a
-//! part of the answers says is no result: whoever takes an address for gone stops waiting for it.
+//! What only a part of the answers says is no result, and neither is that there is no address:
+//! whoever takes an address for gone stops waiting for it.
 
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{NameServerConfig, ResolveHosts, ResolverConfig};
