@@ -192,14 +192,14 @@ variables! {
          Up to a tenth of a second's calls may be made at once.",
     ),
     WEBHOOK_RESOLVE: plain(
-        "all: the host of a destination stands for all its addresses, and every one must accept a \
-         message, such as the instances of a frontend behind a headless service.",
+        "all: calls every address of a destination's host, such as the instances behind a \
+         headless service, and all of them must accept a message.",
     ),
     WEBHOOK_RESOLVE_INTERVAL: plain(
-        "How often these addresses are looked up; also when one of them does not answer.",
+        "How often the addresses are looked up; also when one of them does not answer.",
     ).or("5s"),
     WEBHOOK_RESOLVE_SERVER: plain(
-        "Name server to ask for them, such as 127.0.0.1:8600. Default: those of the system.",
+        "Name server to ask for the addresses, such as 127.0.0.1:8600. Default: those of the system.",
     ),
     WEBHOOK_SECRET: secret(
         "Signs every call according to Standard Webhooks: whsec_ and the base64 of 24 to 64 \
