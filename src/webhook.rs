@@ -8,11 +8,14 @@ pub(crate) mod client;
 pub mod delivery;
 pub(crate) mod destination;
 pub(crate) mod endpoint;
+mod instances;
 mod outage;
 pub(crate) mod proxy;
 pub(crate) mod rate;
+pub(crate) mod resolve;
 pub(crate) mod signature;
 mod span;
+mod target;
 
 pub use delivery::Delivery;
 
@@ -25,14 +28,17 @@ use crate::origin::Fate;
 use crate::slot::{Slot, Working};
 use crate::webhook::destination::Destination;
 use crate::webhook::endpoint::{Answer, Call, Endpoint, Unanswered};
-use crate::webhook::outage::{Outage, Shortage};
+use crate::webhook::instances::{Instance, Instances};
+use crate::webhook::outage::Shortage;
 use crate::webhook::proxy::Proxy;
-use crate::webhook::rate::{Rate, RateLimit};
+use crate::webhook::rate::Rate;
 use crate::webhook::signature::Keys;
+use crate::webhook::target::Target;
 use futures_util::future::join_all;
 use reqwest::header::{self, HeaderMap};
 use reqwest::{Method, StatusCode};
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
@@ -61,6 +67,8 @@ pub(crate) struct Settings {
     pub(crate) max_attempts: Option<u32>,
     /// Statuses to retry beside the usual ones.
     pub(crate) retry_status: Vec<StatusCode>,
+    /// How all addresses of a host are found, where each is called.
+    pub(crate) resolve: Option<resolve::Settings>,
     /// How often each destination is called at most.
     pub(crate) rate_limit: Option<Rate>,
     /// Headers of every call; their values are marked sensitive.
@@ -73,7 +81,7 @@ pub(crate) struct Settings {
 
 /// The configured destinations.
 pub(crate) struct Webhook {
-    targets: Vec<Target>,
+    receivers: Vec<Receiver>,
     timeout: Duration,
     max_attempts: Option<u32>,
     retry_status: Vec<StatusCode>,
@@ -82,12 +90,11 @@ pub(crate) struct Webhook {
     observer: Observer,
 }
 
-struct Target {
-    /// Without secrets.
-    name: Arc<str>,
-    endpoint: Endpoint,
-    limit: Option<RateLimit>,
-    outage: Outage,
+enum Receiver {
+    /// A destination that is called wherever its host is.
+    One(Target),
+    /// One of which every instance is called.
+    Every(Instances),
 }
 
 /// Proof that every destination answered 2xx for the message inside, or for one that stood for
@@ -188,18 +195,21 @@ impl Webhook {
         destinations: &[(Destination, Option<Proxy>)],
         observer: &Observer,
     ) -> anyhow::Result<Self> {
-        let targets = destinations.iter().map(|(destination, proxy)| {
-            let Settings { connect_timeout, certificates, headers, .. } = settings;
+        let receivers = destinations.iter().map(|(destination, proxy)| {
+            let Settings { connect_timeout, certificates, headers, rate_limit, .. } = settings;
             let proxy = proxy.as_ref();
             let endpoint =
                 Endpoint::new(destination, proxy, *connect_timeout, certificates, headers)?;
-            let name: Arc<str> = destination.to_string().into();
-            observer.metrics().expect_calls(&name);
-            let limit = settings.rate_limit.map(RateLimit::new);
-            Ok(Target { outage: Outage::new(&name, observer), name, endpoint, limit })
+            observer.metrics().expect_calls(&destination.to_string());
+            Ok(match settings.resolve.filter(|_| destination.is_looked_up()) {
+                None => Receiver::One(Target::new(endpoint, *rate_limit, observer)),
+                Some(resolve) => {
+                    Receiver::Every(Instances::new(endpoint, resolve, *rate_limit, observer))
+                }
+            })
         });
         Ok(Self {
-            targets: targets.collect::<anyhow::Result<_>>()?,
+            receivers: receivers.collect::<anyhow::Result<_>>()?,
             timeout: settings.timeout,
             max_attempts: settings.max_attempts,
             retry_status: settings.retry_status.clone(),
@@ -220,24 +230,23 @@ impl Webhook {
         slot: &Slot<'_>,
         working: Working,
     ) -> Result<(Accepted, Vec<Accepted>), Undelivered> {
-        let calls = self.targets.iter();
-        let calls = calls.map(|target| self.deliver_to(target, &delivery, slot, working.clone()));
-        let calls: Vec<_> = calls.collect();
+        let deliver_to = |receiver| self.deliver_to(receiver, &delivery, slot, working.clone());
+        let calls: Vec<_> = self.receivers.iter().map(deliver_to).collect();
         drop(working);
-        let (mut call, mut refusals) = (AcceptedCall::default(), Vec::new());
+        let mut call = AcceptedCall { merged: delivery.merged.len(), ..AcceptedCall::default() };
+        let mut refusals = Vec::new();
         for ended in join_all(calls).await {
             match ended {
                 Ok((status, attempts)) => {
                     call.status = status.as_u16();
                     call.attempts = call.attempts.max(attempts);
                 }
-                Err(refusal) => refusals.push(refusal),
+                Err(refused) => refusals.extend(refused),
             }
         }
         if !refusals.is_empty() {
             return Err(Undelivered(refusals));
         }
-        call.merged = delivery.merged.len();
         let accepted = |Delivery { message, relayed, .. }| Accepted { message, relayed, call };
         let mut delivery = delivery;
         let merged = std::mem::take(&mut delivery.merged);
@@ -246,13 +255,127 @@ impl Webhook {
 
     async fn deliver_to(
         &self,
+        receiver: &Receiver,
+        delivery: &Delivery,
+        slot: &Slot<'_>,
+        working: Working,
+    ) -> Result<(StatusCode, u32), Vec<Refusal>> {
+        match receiver {
+            Receiver::One(target) => {
+                let called = self.call_until_accepted(target, delivery, slot, working).await;
+                called.map_err(|refusal| vec![refusal])
+            }
+            // Boxed, so that a message costs no more without it.
+            Receiver::Every(instances) => {
+                Box::pin(self.deliver_to_every(instances, delivery, slot, working)).await
+            }
+        }
+    }
+
+    /// Calls every instance until all that there are have accepted, those that come meanwhile
+    /// included.
+    async fn deliver_to_every(
+        &self,
+        instances: &Instances,
+        delivery: &Delivery,
+        slot: &Slot<'_>,
+        mut working: Working,
+    ) -> Result<(StatusCode, u32), Vec<Refusal>> {
+        let mut called: Vec<Arc<Instance>> = Vec::new();
+        let mut accepted = (StatusCode::OK, 0);
+        loop {
+            let present = self.present(instances, delivery, slot, &mut working).await;
+            let present = present.map_err(|refusal| vec![refusal])?;
+            let is_new = |one: &&Arc<Instance>| !called.iter().any(|other| Arc::ptr_eq(one, other));
+            let new: Vec<_> = present.iter().filter(is_new).cloned().collect();
+            if new.is_empty() {
+                return Ok(accepted);
+            }
+            if working.is_none() {
+                let entered = ours(slot.message(), slot.enter()).await;
+                working = entered.map_err(|why| vec![Refusal::of(&instances.name).because(why)])?;
+            }
+            let calls = new.iter().map(|instance| {
+                let Instance { target, .. } = &**instance;
+                let call = self.call_until_accepted(target, delivery, slot, working.clone());
+                instance.unless_left(call)
+            });
+            let calls: Vec<_> = calls.collect();
+            working = None;
+            let mut refusals = Vec::new();
+            for (ended, instance) in join_all(calls).await.into_iter().zip(&new) {
+                match ended {
+                    Some(Ok((status, attempts))) => accepted = (status, accepted.1.max(attempts)),
+                    Some(Err(refusal)) if !instance.has_left() => refusals.push(refusal),
+                    // It has left meanwhile.
+                    _ => {}
+                }
+            }
+            if !refusals.is_empty() {
+                return Err(refusals);
+            }
+            called.extend(new);
+        }
+    }
+
+    /// All instances that there are. That there is none is tried again like a failed connection.
+    async fn present(
+        &self,
+        instances: &Instances,
+        delivery: &Delivery,
+        slot: &Slot<'_>,
+        working: &mut Working,
+    ) -> Result<Arc<[Arc<Instance>]>, Refusal> {
+        let mut refusal = Refusal::of(&instances.name);
+        loop {
+            let known = match instances.known() {
+                Some(known) => known,
+                None => {
+                    *working = None;
+                    let found = ours(slot.message(), instances.first_look_up()).await;
+                    match found {
+                        Ok(()) => continue,
+                        Err(why) => return Err(refusal.because(why)),
+                    }
+                }
+            };
+            let error = match known {
+                Ok(present) => {
+                    instances.outage.ended();
+                    return Ok(present);
+                }
+                Err(error) => error,
+            };
+            *working = None;
+            instances.look_up_again();
+            refusal.attempts += 1;
+            refusal.error = error.to_string();
+            let (attempt, error) = (refusal.attempts, refusal.error.as_str());
+            let call = event::Called { attempt, ..called(delivery, &instances.name, None) };
+            if self.max_attempts.is_some_and(|n| attempt >= n) {
+                self.observer.note(&Event::Refused { call });
+                return Err(refusal);
+            }
+            instances.outage.failed(error);
+            let (call, wait) = (event::Called { attempt: attempt + 1, ..call }, backoff(attempt));
+            self.observer.note(&Event::Retried { call, error, wait });
+            let waited = tokio::time::timeout(wait, instances.any());
+            if let Err(why) = ours(slot.message(), waited).await {
+                return Err(refusal.because(why));
+            }
+        }
+    }
+
+    /// Calls a target until it has accepted or will not.
+    async fn call_until_accepted(
+        &self,
         target: &Target,
         delivery: &Delivery,
         slot: &Slot<'_>,
         mut working: Working,
     ) -> Result<(StatusCode, u32), Refusal> {
-        let (message, name) = (&delivery.message, &target.name);
-        let (mut refusal, mut short) = (Refusal::of(name), 0);
+        let uncalled = called(delivery, &target.name, target.instance());
+        let (mut refusal, mut short) = (Refusal::of(&target.name), 0);
         loop {
             if let Some(limit) = &target.limit {
                 let admitted = Box::pin(limit.admit(slot, working, &self.observer));
@@ -261,15 +384,14 @@ impl Webhook {
                     Err(why) => return Err(refusal.because(why)),
                 };
             }
-            let (called, attempt) = (Instant::now(), refusal.attempts + 1);
+            let (began, attempt) = (Instant::now(), refusal.attempts + 1);
             // Boxed, so that a message that waits for a retry is small.
             let answer = Box::pin(self.call(target, delivery, attempt)).await;
             drop(working);
-            let (merged, elapsed) = (delivery.merged.len(), Some(called.elapsed()));
+            let elapsed = Some(began.elapsed());
             refusal.status = answer.as_ref().ok().map(|answer| answer.status);
             let status = refusal.status.map(|status| status.as_u16());
-            let call =
-                event::Called { message, merged, destination: name, status, attempt, elapsed };
+            let call = event::Called { status, attempt, elapsed, ..uncalled };
             let verdict = verdict(refusal.status, &self.retry_status);
             if let (Verdict::Accepted, Some(status)) = (verdict, refusal.status) {
                 self.observer.note(&Event::Answered { call, status: status.as_u16() });
@@ -287,6 +409,9 @@ impl Webhook {
                 wait
             } else {
                 refusal.attempts = attempt;
+                if answer.is_err() {
+                    target.unanswered();
+                }
                 if verdict == Verdict::Refused || self.max_attempts.is_some_and(|n| attempt >= n) {
                     self.observer.note(&Event::Refused { call });
                     return Err(refusal);
@@ -311,7 +436,7 @@ impl Webhook {
         attempt: u32,
     ) -> Result<Answer, Unanswered> {
         let (mut headers, body) = (delivery.headers(), delivery.body.clone());
-        let span = span::begin(&delivery.message, &target.endpoint.destination, attempt);
+        let span = span::begin(&delivery.message, target, attempt);
         span.mark_call(&mut headers);
         if let Some(signatures) = self.keys.sign(&headers, &body) {
             headers.insert(WEBHOOK_SIGNATURE, signatures);
@@ -322,6 +447,17 @@ impl Webhook {
         span::end(&span, &answer);
         answer
     }
+}
+
+/// A call that has not been made yet.
+fn called<'a>(
+    delivery: &'a Delivery,
+    destination: &'a Arc<str>,
+    instance: Option<(&'a str, IpAddr)>,
+) -> event::Called<'a> {
+    let (message, merged) = (&delivery.message, delivery.merged.len());
+    let (status, attempt, elapsed) = (None, 0, None);
+    event::Called { message, merged, destination, instance, status, attempt, elapsed }
 }
 
 /// What `waiting` comes to, while the message is this process's to work on.

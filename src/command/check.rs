@@ -11,6 +11,8 @@ use crate::plugin::Plugins;
 use crate::source::Intake;
 use crate::source::stream::consumer::Consumer;
 use crate::source::subscription::Subscription;
+use crate::webhook::destination::Destination;
+use crate::webhook::resolve;
 
 /// Prints what would be relayed where.
 pub(super) async fn check(config: &Config) -> anyhow::Result<()> {
@@ -29,7 +31,8 @@ pub(super) async fn check(config: &Config) -> anyhow::Result<()> {
     let publishing = Publishing::open(config, &link, &observer).await?;
     source(config, &link, &publishing.round_trips).await?;
     for (destination, _) in &config.webhook.destinations {
-        say(format_args!("calls         {destination}"))?;
+        let instances = instances(config, destination).await;
+        say(format_args!("calls         {destination}{instances}"))?;
     }
     let (listen, relayed) = (&config.relay.listen, &config.relay.relayed);
     say(format_args!("republishes   {}", relayed.wildcard()))?;
@@ -42,7 +45,8 @@ pub(super) async fn check(config: &Config) -> anyhow::Result<()> {
     if let Some(resync) = &config.relay.resync {
         say(format_args!("after a gap   {}", resync.subject))?;
         for (destination, _) in resync.destinations.iter().flatten() {
-            say(format_args!("  calling     {destination}"))?;
+            let instances = instances(config, destination).await;
+            say(format_args!("  calling     {destination}{instances}"))?;
         }
     }
     if let Some(traces) = &config.traces {
@@ -51,6 +55,22 @@ pub(super) async fn check(config: &Config) -> anyhow::Result<()> {
     let (from, to) = (listen.subject("article.42"), relayed.subject("article.42"));
     say(format_args!("\nfor example   {from}\n          ->  {to}"))?;
     Ok(())
+}
+
+/// The addresses that are called, where every one of the host's is.
+async fn instances(config: &Config, destination: &Destination) -> String {
+    match config.webhook.resolve {
+        Some(resolve) if destination.is_looked_up() => {
+            match resolve::addresses(destination.host(), resolve.server).await {
+                Ok(found) => {
+                    let found: Vec<_> = found.iter().map(ToString::to_string).collect();
+                    format!(" at {}", found.join(", "))
+                }
+                Err(error) => format!(" (at present, {error})"),
+            }
+        }
+        _ => String::new(),
+    }
 }
 
 async fn source(config: &Config, link: &Link, round_trips: &RoundTrips) -> anyhow::Result<()> {

@@ -38,6 +38,22 @@ impl<'a> Reader<'a> {
         self.environment.get(variable.name).is_some()
     }
 
+    /// Says of each of `variables` that is set that it needs another one.
+    pub(super) fn needs(&mut self, needed: &Variable, variables: &[&Variable]) {
+        if self.is_set(needed) {
+            return;
+        }
+        for variable in variables {
+            let text = self.environment.get(variable.name);
+            if text.is_some_and(|text| variable.default != Some(text)) {
+                self.mistake(format!(
+                    "{}: has no effect without {}; set it, or unset this",
+                    variable.name, needed.name
+                ));
+            }
+        }
+    }
+
     /// The variable's text: by its name, its aliases, or their `_FILE` forms.
     pub(super) fn text(&mut self, variable: &Variable) -> Option<String> {
         for name in variable.names() {

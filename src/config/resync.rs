@@ -29,17 +29,8 @@ impl Reader<'_> {
                  relay would receive what it publishes, a loop"
             ));
         }
-        if !self.is_set(&NATS_RESYNC_SUBJECT) {
-            for variable in [&WEBHOOK_RESYNC_DESTINATION, &RESYNC_ON, &RESYNC_INTERVAL] {
-                let text = self.environment.get(variable.name);
-                if text.is_some_and(|text| variable.default != Some(text)) {
-                    self.mistake(format!(
-                        "{}: has no effect without NATS_RESYNC_SUBJECT; set it, or unset this",
-                        variable.name
-                    ));
-                }
-            }
-        }
+        let variables = [&WEBHOOK_RESYNC_DESTINATION, &RESYNC_ON, &RESYNC_INTERVAL];
+        self.needs(&NATS_RESYNC_SUBJECT, &variables);
         let on = on.unwrap_or_else(|| match intake {
             Intake::Subscription { .. } => Reason::ALL.into(),
             // The stream keeps what is published in a gap.

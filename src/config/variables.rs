@@ -191,6 +191,16 @@ variables! {
         "Maximum rate of calls for each destination, retries included: 50/s, 600/min or 1000/h. \
          Up to a tenth of a second's calls may be made at once.",
     ),
+    WEBHOOK_RESOLVE: plain(
+        "all: calls every address of a destination's host, such as the instances behind a \
+         headless service, and all of them must accept a message.",
+    ),
+    WEBHOOK_RESOLVE_INTERVAL: plain(
+        "How often the addresses are looked up; also when one of them does not answer.",
+    ).or("5s"),
+    WEBHOOK_RESOLVE_SERVER: plain(
+        "Name server to ask for the addresses, such as 127.0.0.1:8600. Default: those of the system.",
+    ),
     WEBHOOK_SECRET: secret(
         "Signs every call according to Standard Webhooks: whsec_ and the base64 of 24 to 64 \
          bytes. Several, separated by white space, while you rotate it.",

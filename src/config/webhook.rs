@@ -4,14 +4,16 @@ use crate::certificates::{self, Certificates};
 use crate::config::reader::{DURATION, Reader, duration, number};
 use crate::config::variables::{
     Variable, WEBHOOK_CA, WEBHOOK_CERT, WEBHOOK_CONNECT_TIMEOUT, WEBHOOK_DESTINATION,
-    WEBHOOK_HEADERS, WEBHOOK_KEY, WEBHOOK_MAX_ATTEMPTS, WEBHOOK_RATE_LIMIT, WEBHOOK_RETRY_STATUS,
-    WEBHOOK_SECRET, WEBHOOK_TIMEOUT,
+    WEBHOOK_HEADERS, WEBHOOK_KEY, WEBHOOK_MAX_ATTEMPTS, WEBHOOK_RATE_LIMIT, WEBHOOK_RESOLVE,
+    WEBHOOK_RESOLVE_INTERVAL, WEBHOOK_RESOLVE_SERVER, WEBHOOK_RETRY_STATUS, WEBHOOK_SECRET,
+    WEBHOOK_TIMEOUT,
 };
 use crate::headers;
 use crate::webhook::client::CONNECT_TIMEOUT;
 use crate::webhook::destination::Destination;
 use crate::webhook::proxy::Proxy;
 use crate::webhook::rate::Rate;
+use crate::webhook::resolve::{self, INTERVAL};
 use crate::webhook::signature::Keys;
 use crate::webhook::{self, MAX_ATTEMPTS, MOST_ATTEMPTS, TIMEOUT};
 use percent_encoding::percent_decode_str;
@@ -23,6 +25,7 @@ const DESTINATIONS: &str = "http:// or https:// URLs separated by white space";
 impl Reader<'_> {
     pub(super) fn webhook(&mut self) -> Option<webhook::Settings> {
         let destinations = self.destinations();
+        let resolve = self.resolve();
         let timeout = self.or(&WEBHOOK_TIMEOUT, DURATION, duration(1), TIMEOUT);
         let connect_timeout =
             self.or(&WEBHOOK_CONNECT_TIMEOUT, DURATION, duration(1), CONNECT_TIMEOUT);
@@ -45,6 +48,7 @@ impl Reader<'_> {
             connect_timeout,
             max_attempts,
             retry_status,
+            resolve,
             rate_limit,
             headers,
             keys,
@@ -70,6 +74,17 @@ impl Reader<'_> {
                 // A comma between two would make one URL of them.
                 Some(destination) if !url.contains(",http:") && !url.contains(",https:") => {
                     let proxy = self.proxy(&destination);
+                    if proxy.is_some()
+                        && destination.is_looked_up()
+                        && self.is_set(&WEBHOOK_RESOLVE)
+                    {
+                        self.mistake(format!(
+                            "{}: number {} is called through a proxy, which looks its host up by \
+                             itself; add the host to NO_PROXY, or unset WEBHOOK_RESOLVE",
+                            variable.name,
+                            index + 1
+                        ));
+                    }
                     destinations.push((destination, proxy));
                 }
                 _ => self.mistake(format!(
@@ -80,6 +95,16 @@ impl Reader<'_> {
             }
         }
         destinations
+    }
+
+    fn resolve(&mut self) -> Option<resolve::Settings> {
+        let all = |text: &str| (text == "all").then_some(());
+        let resolve = self.optional(&WEBHOOK_RESOLVE, "all", all);
+        let interval = self.or(&WEBHOOK_RESOLVE_INTERVAL, DURATION, duration(1), INTERVAL);
+        let expected = "the address of a name server, such as 127.0.0.1:8600";
+        let server = self.optional(&WEBHOOK_RESOLVE_SERVER, expected, resolve::server);
+        self.needs(&WEBHOOK_RESOLVE, &[&WEBHOOK_RESOLVE_INTERVAL, &WEBHOOK_RESOLVE_SERVER]);
+        resolve.map(|()| resolve::Settings { interval, server })
     }
 
     pub(super) fn proxy(&mut self, destination: &Destination) -> Option<Proxy> {

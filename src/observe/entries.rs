@@ -1,6 +1,7 @@
 //! How each [`Event`] reads in the log. The console knows them by their names.
 
 use crate::observe::event::{AcceptedCall, Answer, Called, Event, Gap};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tracing::{debug, error, info, warn};
@@ -59,6 +60,7 @@ pub(crate) fn write(event: &Event<'_>) {
         | Event::DestinationFailing { .. }
         | Event::DestinationRecovered { .. }
         | Event::OutOfResources { .. } => calls(event),
+        Event::InstancesChanged { .. } | Event::LookUps { .. } => instances(event),
         Event::RequestAnswered { .. } | Event::RequestServed { .. } => request(event),
         Event::Gap(gap) => missed(gap),
         Event::Resynced { reason } => info!(target: RELAY, reason, "resync accepted and published"),
@@ -163,6 +165,26 @@ fn calls(event: &Event<'_>) {
             target: WEBHOOK, parent: None, what,
             "cannot call webhooks because this machine is out of resources, retrying; this does \
              not count as an attempt"
+        ),
+        _ => {}
+    }
+}
+
+fn instances(event: &Event<'_>) {
+    let list = |addresses: &[IpAddr]| {
+        addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    };
+    match *event {
+        Event::InstancesChanged { destination, count, joined, left } => info!(
+            target: WEBHOOK, %destination, count, joined = list(joined), left = list(left),
+            "the instances of a destination have changed"
+        ),
+        Event::LookUps { destination, error: Some(error) } => warn!(
+            target: WEBHOOK, %destination, error,
+            "cannot look up the instances of a destination, calling those that are known"
+        ),
+        Event::LookUps { destination, error: None } => info!(
+            target: WEBHOOK, %destination, "the instances of a destination can be looked up again"
         ),
         _ => {}
     }

@@ -3,6 +3,7 @@
 use crate::message::Message;
 use crate::pending::Limits;
 use std::fmt::Display;
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// Something that is counted, logged, or both.
@@ -82,6 +83,20 @@ pub(crate) enum Event<'a> {
         destination: &'a str,
         outage: Duration,
     },
+    /// The host of a destination has other addresses than before, or has been looked up for the
+    /// first time.
+    InstancesChanged {
+        destination: &'a str,
+        count: usize,
+        joined: &'a [IpAddr],
+        left: &'a [IpAddr],
+    },
+    /// The addresses of a destination's host cannot be looked up, so that the known ones stay, or
+    /// they can again.
+    LookUps {
+        destination: &'a str,
+        error: Option<&'a str>,
+    },
     /// This machine is out of something that calls need.
     OutOfResources {
         what: &'static str,
@@ -145,6 +160,8 @@ pub(crate) struct Called<'a> {
     /// How many other messages the call stands for.
     pub(crate) merged: usize,
     pub(crate) destination: &'a dyn Display,
+    /// The destination and the address, where every address of its host is called.
+    pub(crate) instance: Option<(&'a str, IpAddr)>,
     /// Of the answer; `None` where there was none.
     pub(crate) status: Option<u16>,
     pub(crate) attempt: u32,

@@ -14,6 +14,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
+use std::net::IpAddr;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -50,6 +51,18 @@ struct RequestLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReloadLabels {
     result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DestinationLabels {
+    destination: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InstanceLabels {
+    destination: String,
+    address: String,
+    status: &'static str,
 }
 
 const LOADED: ReloadLabels = ReloadLabels { result: "loaded" };
@@ -101,6 +114,8 @@ pub(crate) struct Metrics {
     resyncs_failed: Counter,
     retries: Counter,
     held_back: Counter,
+    instances: Family<DestinationLabels, Gauge>,
+    instance_calls: Family<InstanceLabels, Counter>,
     headers_dropped: Counter,
     republished_again: Counter,
     redelivered: Counter,
@@ -220,7 +235,8 @@ impl Metrics {
             Event::HeadersDropped { headers, .. } => {
                 self.headers_dropped.inc_by(headers);
             }
-            Event::Answered { call, .. } | Event::Refused { call } => self.called(call),
+            Event::Answered { call, .. } => self.called(call),
+            Event::Refused { call } => self.called(call),
             Event::Retried { call, .. } => {
                 self.called(call);
                 if call.elapsed.is_some() {
@@ -259,10 +275,14 @@ impl Metrics {
             Event::HookCalled { .. } | Event::HookFailed { .. } => self.count_hook(event),
             Event::PluginsReloaded { .. } => inc(&self.reloads.get_or_create(&LOADED)),
             Event::PluginsKept { .. } => inc(&self.reloads.get_or_create(&REFUSED)),
+            Event::InstancesChanged { destination, count, joined, left } => {
+                self.instances_changed(destination, count, joined, left);
+            }
             Event::RequestAnswered { answer, .. } | Event::RequestServed { answer, .. } => {
                 self.answered(answer);
             }
             Event::DestinationFailing { .. }
+            | Event::LookUps { .. }
             | Event::DestinationRecovered { .. }
             | Event::OutOfResources { .. }
             | Event::PluginSaid { .. }
@@ -271,10 +291,39 @@ impl Metrics {
     }
 
     fn called(&self, call: Called<'_>) {
-        if let Some(elapsed) = call.elapsed {
-            self.call_seconds.0.observe(elapsed.as_secs_f64());
-            let (destination, status) = (call.destination.to_string(), class(call.status));
-            self.calls.get_or_create(&AnswerLabels { destination, status }).inc();
+        let Some(elapsed) = call.elapsed else { return };
+        self.call_seconds.0.observe(elapsed.as_secs_f64());
+        let status = class(call.status);
+        let destination = match call.instance {
+            None => call.destination.to_string(),
+            Some((destination, address)) => {
+                // One that has left the host meanwhile is not shown any more.
+                let labels = instance_labels(destination, address, status);
+                self.instance_calls.get(&labels).as_deref().map(Counter::inc);
+                destination.to_owned()
+            }
+        };
+        self.calls.get_or_create(&AnswerLabels { destination, status }).inc();
+    }
+
+    /// Shows the calls of those that have joined from zero on, and those of others no more.
+    fn instances_changed(
+        &self,
+        destination: &str,
+        count: usize,
+        joined: &[IpAddr],
+        left: &[IpAddr],
+    ) {
+        let labels = DestinationLabels { destination: destination.to_owned() };
+        self.instances.get_or_create(&labels).set(count as i64);
+        for status in CLASSES {
+            for address in joined {
+                let labels = instance_labels(destination, *address, status);
+                drop(self.instance_calls.get_or_create(&labels));
+            }
+            for address in left {
+                self.instance_calls.remove(&instance_labels(destination, *address, status));
+            }
         }
     }
 
@@ -389,6 +438,10 @@ impl Metrics {
         registry.register("webhook_calls", help, self.calls.clone());
         let help = "Webhook calls that had to wait for WEBHOOK_RATE_LIMIT";
         registry.register("webhook_rate_limit_waits", help, self.held_back.clone());
+        let help = "Addresses of a destination's host";
+        registry.register("webhook_instances", help, self.instances.clone());
+        let help = "Calls of each address of a destination's host, by class of status";
+        registry.register("webhook_instance_calls", help, self.instance_calls.clone());
         let (help, calls) = ("Time from a webhook call to its answer", self.call_seconds.0.clone());
         registry.register_with_unit("webhook_call", help, Unit::Seconds, calls);
         let (help, calls) = ("Time that calls of plugins take", self.hook_seconds.0.clone());
@@ -397,6 +450,11 @@ impl Metrics {
         registry.register("plugin_calls_failed", help, self.hooks_failed.clone());
         registry.register("plugin_reloads", "Attempts to load plugins again", self.reloads.clone());
     }
+}
+
+fn instance_labels(destination: &str, address: IpAddr, status: &'static str) -> InstanceLabels {
+    let (destination, address) = (destination.to_owned(), address.to_string());
+    InstanceLabels { destination, address, status }
 }
 
 fn inc(counter: &Counter) {

@@ -16,7 +16,7 @@ use rustls_platform_verifier::Verifier;
 use std::error::Error;
 use std::fs::File;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,7 +30,8 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Time for connecting unless something else is said.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Makes the clients of one destination.
+/// Makes the clients of one destination, or of one address of its host.
+#[derive(Clone)]
 pub(crate) struct Maker {
     /// `None` where nothing is called over TLS.
     tls: Option<ClientConfig>,
@@ -38,6 +39,8 @@ pub(crate) struct Maker {
     connect_timeout: Duration,
     /// The destination's host, where it is this machine by name.
     localhost: Option<String>,
+    /// The only address to call, and the host that it is one of.
+    address: Option<(String, IpAddr)>,
 }
 
 impl Maker {
@@ -57,7 +60,13 @@ impl Maker {
             proxy: proxy.map(Proxy::for_client).transpose()?,
             connect_timeout,
             localhost: destination.is_localhost().then(|| destination.host().to_owned()),
+            address: None,
         })
+    }
+
+    /// The same for one address of `destination`'s host.
+    pub(crate) fn at(&self, destination: &Destination, address: IpAddr) -> Self {
+        Self { address: Some((destination.host().to_owned(), address)), ..self.clone() }
     }
 
     /// A client with connections of its own.
@@ -91,6 +100,9 @@ impl Maker {
         }
         if let Some(host) = &self.localhost {
             builder = both_families(builder, host);
+        }
+        if let Some((host, address)) = &self.address {
+            builder = builder.resolve(host, SocketAddr::new(*address, 0));
         }
         Ok(builder.build()?)
     }

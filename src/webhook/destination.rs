@@ -44,6 +44,11 @@ impl Destination {
         host == "localhost" || host.ends_with(".localhost")
     }
 
+    /// Whether the host has to be looked up, and may have several addresses.
+    pub(crate) fn is_looked_up(&self) -> bool {
+        self.0.domain().is_some() && !self.is_localhost()
+    }
+
     /// Whether the host is this machine by name or by address.
     pub(crate) fn is_loopback(&self) -> bool {
         self.is_localhost()
@@ -108,6 +113,20 @@ mod tests {
             let destination = Destination::parse(url).unwrap();
             assert_eq!(destination.to_string(), shown);
             assert_eq!(format!("{destination:?}"), format!("Destination({shown})"));
+        }
+    }
+
+    #[test]
+    fn addresses_and_this_machine_are_not_looked_up() {
+        for (url, expected) in [
+            ("http://frontend/", true),
+            ("https://frontend.example.com:8443/", true),
+            ("http://localhost:3000/", false),
+            ("http://a.localhost./", false),
+            ("http://127.1/", false),
+            ("http://[fd00::1]/", false),
+        ] {
+            assert_eq!(Destination::parse(url).unwrap().is_looked_up(), expected, "{url}");
         }
     }
 

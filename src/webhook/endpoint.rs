@@ -11,6 +11,7 @@ use crate::webhook::proxy::Proxy;
 use anyhow::Context;
 use reqwest::header::HeaderMap;
 use reqwest::{Client, Method, Request, Response, StatusCode, Url};
+use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio_util::bytes::{Bytes, BytesMut};
@@ -96,6 +97,20 @@ impl Endpoint {
             .with_context(|| format!("cannot make a request for {destination}"))?;
         replace(template.headers_mut(), fixed);
         let (destination, proxy) = (destination.clone(), proxy.cloned());
+        Ok(Self { destination, proxy, maker, client: Mutex::new((0, client)), template })
+    }
+
+    /// The same at one address of the host, with connections of its own.
+    ///
+    /// # Errors
+    /// When TLS cannot be set up on this machine.
+    pub(crate) fn at(&self, address: IpAddr) -> anyhow::Result<Self> {
+        let (destination, proxy) = (self.destination.clone(), self.proxy.clone());
+        let maker = self.maker.at(&destination, address);
+        let client = maker
+            .make()
+            .with_context(|| format!("cannot set up a client for {destination} at {address}"))?;
+        let template = self.template.try_clone().context("cannot make a request")?;
         Ok(Self { destination, proxy, maker, client: Mutex::new((0, client)), template })
     }
 

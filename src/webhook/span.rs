@@ -3,14 +3,15 @@
 
 use crate::message::Message;
 use crate::trace::{Span, Start};
-use crate::webhook::destination::Destination;
 use crate::webhook::endpoint::{Answer, Unanswered};
+use crate::webhook::target::Target;
 use opentelemetry::KeyValue;
 use opentelemetry::trace::SpanKind;
 
-/// Begins the span of a call for `message`, the `attempt`-th.
-pub(super) fn begin(message: &Message, destination: &Destination, attempt: u32) -> Span {
+/// Begins the span of the `attempt`-th call of `target` for `message`.
+pub(super) fn begin(message: &Message, target: &Target, attempt: u32) -> Span {
     message.span(|| {
+        let destination = &target.endpoint.destination;
         let url = destination.url();
         let mut attributes = vec![
             KeyValue::new("http.request.method", "POST"),
@@ -19,6 +20,9 @@ pub(super) fn begin(message: &Message, destination: &Destination, attempt: u32) 
         ];
         if let Some(port) = url.port_or_known_default() {
             attributes.push(KeyValue::new("server.port", i64::from(port)));
+        }
+        if let Some((_, address)) = target.instance() {
+            attributes.push(KeyValue::new("network.peer.address", address.to_string()));
         }
         if attempt > 1 {
             let before = i64::from(attempt - 1);

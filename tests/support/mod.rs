@@ -15,6 +15,7 @@
 pub mod authority;
 pub mod cluster;
 pub mod component;
+pub mod dns;
 pub mod endpoint;
 pub mod held;
 pub mod judge;
