@@ -13,11 +13,12 @@ use crate::gateway::auth::{Token, Verifier};
 use crate::gateway::refusal::Refusal;
 use crate::message::Outbound;
 use crate::nats::link::Link;
-use crate::nats::publisher::Publisher;
+use crate::nats::publisher::{OnceFailure, Publisher};
+use crate::nats::replies::Replies;
 use crate::observe::Observer;
 use crate::observe::event::{Answer, Event};
 use crate::subject::{MAX_SUBJECT_BYTES, Prefix};
-use async_nats::{HeaderMap, RequestErrorKind};
+use async_nats::HeaderMap;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
 use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, HOST, HeaderValue};
@@ -87,12 +88,14 @@ pub(crate) struct Gateway {
 impl Gateway {
     pub(crate) fn new(
         settings: Settings,
+    replies: Replies,
         link: &Link,
         publisher: Publisher,
         observer: &Observer,
     ) -> Self {
         let limit = Arc::new(Semaphore::new(settings.max_in_flight));
-        Self { settings, link: link.clone(), publisher, limit, observer: observer.clone() }
+        let (link, replies, observer) = (link.clone(), Replies::default(), observer.clone());
+        Self { settings, link, publisher, replies, limit, observer }
     }
 
     /// The response to a request from `peer`.
@@ -143,7 +146,12 @@ impl Gateway {
         let id = message_id(&headers, &body);
         let request = Request { method: parts.method, target, headers, body };
         let message = self.message(request, subject, &host, id)?;
-        self.answer(message, deadline).await
+        // A connection to NATS that takes nothing holds up what is sent, too.
+        match tokio::time::timeout_at(deadline, self.answer(message, deadline)).await {
+            Ok(answer) => answer,
+            Err(_) if self.settings.answer == AnswerWith::Reply => Err(Refusal::no_reply()),
+            Err(_) => Err(OnceFailure::NoAnswer.into()),
+        }
     }
 
     /// A place among the requests at once, for a client that may have one.
@@ -239,7 +247,7 @@ impl Gateway {
     async fn answer(&self, message: Outbound, deadline: Instant) -> Result<Response, Refusal> {
         let within = deadline.saturating_duration_since(Instant::now());
         match self.settings.answer {
-            AnswerWith::Reply => self.reply(message, within).await,
+            AnswerWith::Reply => self.reply(message).await,
             AnswerWith::Sent => {
                 self.publisher.send_once(message, within).await?;
                 Ok(refusal::accepted(None))
@@ -251,21 +259,18 @@ impl Gateway {
         }
     }
 
-    async fn reply(&self, message: Outbound, within: Duration) -> Result<Response, Refusal> {
-        let (_, client, _) = self.link.connected_client().ok_or_else(Refusal::not_connected)?;
-        let Outbound { subject, headers, payload } = message;
-        let request = async_nats::Request::new().headers(headers).payload(payload);
-        let request = request.timeout(Some(within));
-        let denied = self.link.publish_denied(&subject);
+    async fn reply(&self, message: Outbound) -> Result<Response, Refusal> {
+        let connected = self.link.connected_client().ok_or_else(Refusal::not_connected)?;
+        let (number, client, _) = &connected;
+        let subject = message.subject.clone();
         let reply = tokio::select! {
-            reply = client.send_request(subject.clone(), request) => reply,
-            () = denied => return Err(Refusal::denied()),
+            reply = self.replies.request((*number, client), message) => reply,
+            () = self.link.publish_denied(&subject) => return Err(Refusal::denied()),
         };
-        let reply = reply.map_err(|error| match error.kind() {
-            RequestErrorKind::TimedOut => Refusal::no_reply(),
-            RequestErrorKind::NoResponders => Refusal::no_responders(),
-            _ => Refusal::not_connected(),
-        })?;
+        let reply = reply.ok_or_else(Refusal::not_connected)?;
+        if reply.status == Some(async_nats::StatusCode::NO_RESPONDERS) {
+            return Err(Refusal::no_responders());
+        }
         let headers = reply.headers.as_ref();
         let read = match self.settings.format {
             Format::Plain => exchange::plain::read_response(headers, reply.payload),
