@@ -206,7 +206,8 @@ mod tests {
         assert_eq!((response.status, response.body), (StatusCode::OK, Bytes::new()));
         let request = read_request("file.tar.gz", b"").unwrap();
         assert_eq!((request.method, request.target.as_str()), (Method::GET, "/file/tar/gz"));
-        for (tokens, target) in [("%41", "/%2541"), ("a?b", "/a%3Fb"), ("größe", "/gr%C3%B6%C3%9Fe")]
+        for (tokens, target) in
+            [("%41", "/%2541"), ("a?b", "/a%3Fb"), ("größe", "/gr%C3%B6%C3%9Fe")]
         {
             assert_eq!(read_request(tokens, b"").unwrap().target, target, "{tokens}");
         }

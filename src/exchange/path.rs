@@ -177,8 +177,7 @@ mod tests {
 
     #[test]
     fn what_is_no_path_of_segments_is_refused() {
-        for target in
-            [
+        for target in [
             "*",
             "",
             "a",

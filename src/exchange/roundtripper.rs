@@ -84,8 +84,7 @@ pub fn read_request(payload: &[u8]) -> Result<Request, Malformed> {
     let method = method.ok_or_else(|| Malformed::new("the request has no method"))?;
     let target = origin_form(parsed.path.unwrap_or_default());
     let headers = headers_of(parsed.headers);
-    let (body, is_whole) =
-        body_of(&headers, payload.get(end..).unwrap_or_default(), Bytes::new())?;
+    let (body, is_whole) = body_of(&headers, payload.get(end..).unwrap_or_default(), Bytes::new())?;
     if !is_whole {
         return Err(Malformed::new("the body of the request is cut off"));
     }
