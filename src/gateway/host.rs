@@ -10,14 +10,17 @@ use reqwest::header::HOST;
 /// (RFC 9112, section 3.2, and RFC 9113, section 8.3.1).
 ///
 /// # Errors
-/// When HTTP/1.1 has no `Host` header, or when there are several or one that is not a host.
+/// When there is none although it is not HTTP/1.0, when there are several, or when it is not a
+/// host.
 pub(super) fn of(request: &Parts) -> Result<String, Malformed> {
+    let is_optional = match request.version {
+        Version::HTTP_2 => request.uri.authority().is_some(),
+        version => version < Version::HTTP_11,
+    };
     let mut headers = request.headers.get_all(HOST).iter();
     let header = match (headers.next(), headers.next()) {
         (Some(_), Some(_)) => return Err(Malformed::new("there are several Host headers")),
-        (None, _) if request.version == Version::HTTP_11 => {
-            return Err(Malformed::new("there is no Host header"));
-        }
+        (None, _) if !is_optional => return Err(Malformed::new("there is no Host header")),
         (None, _) => "",
         (Some(host), None) => {
             host.to_str().map_err(|_| Malformed::new("the Host header is not a host"))?
@@ -46,7 +49,10 @@ mod tests {
             (Version::HTTP_11, "http://b:1/", &["a"], Some("b:1")),
             (Version::HTTP_2, "http://b:1/", none, Some("b:1")),
             (Version::HTTP_2, "http://b/", &["a"], Some("b")),
+            (Version::HTTP_2, "/", &["a"], Some("a")),
             (Version::HTTP_11, "/", none, None),
+            (Version::HTTP_11, "http://b/", none, None),
+            (Version::HTTP_2, "/", none, None),
             (Version::HTTP_11, "/", &["a", "a"], None),
             (Version::HTTP_11, "/", &["u@a"], None),
             (Version::HTTP_11, "/", &["a b"], None),
