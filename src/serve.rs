@@ -4,8 +4,9 @@
 //! passed on as they are, and nothing is retried: whoever asked is there to do that.
 
 use crate::exchange::{
-    Format, Malformed, Parcel, Request, Response, nats_proxy, path, plain, roundtripper,
+    Format, Malformed, Parcel, Request, Response, fields, nats_proxy, path, plain, roundtripper,
 };
+use crate::headers;
 use crate::nats::link::Link;
 use crate::nats::round_trip::RoundTrips;
 use crate::observe::Observer;
@@ -252,9 +253,14 @@ impl Backend {
             Ok(Answer { end: End::Late, .. }) => {
                 said(StatusCode::GATEWAY_TIMEOUT, "the answer of the backend did not end in time")
             }
+            // There is nobody to go on with.
+            Ok(Answer { status, .. }) if status.is_informational() => said(
+                StatusCode::BAD_GATEWAY,
+                &format!("the backend ended with the status {status}"),
+            ),
             Ok(Answer { status, headers, body, .. }) => {
                 // Without what belongs to the hop between us and the backend.
-                let headers = crate::exchange::fields::end_to_end(&headers);
+                let headers = fields::end_to_end(&headers);
                 Response { status, headers, body }
             }
             Err(unanswered) if unanswered.is_timeout => {
@@ -274,11 +280,14 @@ impl Backend {
         let server = client.server_info();
         let limit = server.max_payload.saturating_sub(OVERHEAD);
         let (bytes, mut status) = (response.body.len(), response.status);
-        let parcel = self.parcel(response, &server).ok().filter(|parcel| {
-            crate::headers::wire_size(&parcel.headers) + parcel.payload.len() <= limit
+        let parcel = self.parcel(response, &server).and_then(|parcel| {
+            match headers::wire_size(&parcel.headers) + parcel.payload.len() <= limit {
+                true => Ok(parcel),
+                false => Err(Malformed::new(format!("it is larger than NATS takes ({limit})"))),
+            }
         });
-        let Parcel { headers, payload } = parcel.unwrap_or_else(|| {
-            let text = format!("the answer of {bytes} bytes is larger than NATS takes ({limit})");
+        let Parcel { headers, payload } = parcel.unwrap_or_else(|Malformed(reason)| {
+            let text = format!("the answer of {bytes} bytes cannot be sent: {reason}");
             status = StatusCode::BAD_GATEWAY;
             self.parcel(said(status, &text), &server).unwrap_or_default()
         });
