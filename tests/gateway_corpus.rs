@@ -327,7 +327,7 @@ async fn answers_that_are_not_read_are_bounded_and_given_up() {
     let client = nats.client().await;
     responder(&client, "api.large", |_| (HeaderMap::new(), vec![b'x'; SIZE])).await;
     responder(&client, "api.small", seen).await;
-    let variables = [PREFIX, ("GATEWAY_MAX_IN_FLIGHT", "2"), ("GATEWAY_TIMEOUT", "3s")];
+    let variables = [PREFIX, ("GATEWAY_MAX_IN_FLIGHT", "2"), ("GATEWAY_TIMEOUT", "5s")];
     let (_gateway, address) = gateway(&nats, &variables).await;
     let mut held = Vec::new();
     for _ in 0..2 {

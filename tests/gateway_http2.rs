@@ -245,7 +245,7 @@ async fn answers_that_are_not_taken_are_bounded_and_given_up() {
     let client = nats.client().await;
     responder(&client, "api.large", vec![b'x'; 500_000]).await;
     responder(&client, "api.ok", b"ok".to_vec()).await;
-    let variables = [("GATEWAY_MAX_IN_FLIGHT", "2"), ("GATEWAY_TIMEOUT", "3s")];
+    let variables = [("GATEWAY_MAX_IN_FLIGHT", "2"), ("GATEWAY_TIMEOUT", "5s")];
     let (_gateway, address) = gateway(&nats, &variables).await;
     // A window of zero for each stream (SETTINGS_INITIAL_WINDOW_SIZE).
     let mut connection = Connection::open(&address, &[0, 4, 0, 0, 0, 0]).await;

@@ -19,8 +19,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::bytes::Bytes;
 use tracing::{debug, warn};
 
-/// How long a client may take to send the headers of its first request.
-const HEADERS: Duration = Duration::from_secs(10);
+/// How long a client may take to send the headers of its first request, and at least to take an
+/// answer.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How long an HTTP/1.1 connection waits for another request. Reverse proxies keep connections for
 /// one or two minutes; a request that they send while we close one is lost to them.
 const IDLE: Duration = Duration::from_secs(180);
@@ -82,7 +83,7 @@ fn connection(
 ) {
     let _ = stream.set_nodelay(true);
     let client = Arc::new(Client::default());
-    let slow = client.clone().is_too_slow(HEADERS, gateway.settings.timeout);
+    let slow = client.clone().is_too_slow(PATIENCE, gateway.settings.timeout.max(PATIENCE));
     let gateway = gateway.clone();
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         client.has_asked();
