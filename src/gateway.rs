@@ -5,22 +5,28 @@
 //! cancels its request. What an answer of 202 says has been confirmed.
 
 pub mod auth;
+mod host;
+mod patience;
 mod refusal;
 pub(crate) mod server;
 
-use crate::exchange::{self, Format, Malformed, Parcel, Request, Response, path};
+use crate::exchange::{self, Format, Malformed, Parcel, Request, Response, fields, path};
 use crate::gateway::auth::{Token, Verifier};
 use crate::gateway::refusal::Refusal;
+use crate::headers;
 use crate::message::Outbound;
 use crate::nats::link::Link;
-use crate::nats::publisher::Publisher;
+use crate::nats::publisher::{OnceFailure, Publisher};
+use crate::nats::replies::Replies;
 use crate::observe::Observer;
 use crate::observe::event::{Answer, Event};
 use crate::subject::{MAX_SUBJECT_BYTES, Prefix};
-use async_nats::{HeaderMap, RequestErrorKind};
+use async_nats::HeaderMap;
 use http_body_util::{BodyExt, Limited};
+use hyper::Version;
 use hyper::body::{Body, Incoming};
-use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, HOST, HeaderValue};
+use hyper::http::request::Parts;
+use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, EXPECT, HeaderName, HeaderValue};
 use reqwest::{Method, StatusCode};
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -35,6 +41,8 @@ pub(crate) const LISTEN: SocketAddr =
 /// Time for an answer, and requests at once, unless something else is said.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) const MAX_IN_FLIGHT: usize = 1024;
+/// How long the body of a request that was refused is read and forgotten.
+const LINGER: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(crate) struct Settings {
@@ -80,6 +88,7 @@ pub(crate) struct Gateway {
     settings: Settings,
     link: Link,
     publisher: Publisher,
+    replies: Replies,
     limit: Arc<Semaphore>,
     observer: Observer,
 }
@@ -92,43 +101,64 @@ impl Gateway {
         observer: &Observer,
     ) -> Self {
         let limit = Arc::new(Semaphore::new(settings.max_in_flight));
-        Self { settings, link: link.clone(), publisher, limit, observer: observer.clone() }
+        let (link, replies, observer) = (link.clone(), Replies::default(), observer.clone());
+        Self { settings, link, publisher, replies, limit, observer }
     }
 
-    /// The response to a request from `peer`.
-    async fn respond(&self, request: hyper::Request<Incoming>, peer: SocketAddr) -> Response {
+    /// The response to a request from `peer`, and the place that it has until it is taken.
+    async fn respond(
+        &self,
+        request: hyper::Request<Incoming>,
+        peer: SocketAddr,
+    ) -> (Response, Option<OwnedSemaphorePermit>) {
         let (method, began) = (request.method().clone(), Instant::now());
-        let mut response = match self.exchange(request, peer).await {
-            Ok(response) => response,
-            Err(refusal) => refusal.response(self.settings.format),
+        let (parts, mut body) = request.into_parts();
+        let is_sending = parts.version < Version::HTTP_2 && !parts.headers.contains_key(EXPECT);
+        let mut place = None;
+        let exchange = async {
+            place = Some(self.admit(&parts.headers)?);
+            self.exchange(parts, &mut body, peer).await
         };
-        if [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&response.status) {
-            response.body = Bytes::new();
-        }
+        let mut response = match exchange.await {
+            Ok(response) => response,
+            Err(refusal) => {
+                if is_sending {
+                    tokio::spawn(linger(body));
+                }
+                refusal.response(self.settings.format)
+            }
+        };
+        without_content(&method, &mut response);
         let (status, bytes) = (response.status.as_u16(), response.body.len());
         let answer = Answer { status, bytes, elapsed: began.elapsed() };
         let (peer, method): (&dyn Display, _) = (&peer, method.as_str());
         self.observer.note(&Event::RequestAnswered { peer, method, answer });
-        response
+        (response, place)
+    }
+
+    /// Whether a request is worked on, or its answer not taken yet.
+    fn is_working(&self) -> bool {
+        self.limit.available_permits() < self.settings.max_in_flight
     }
 
     async fn exchange(
         &self,
-        request: hyper::Request<Incoming>,
+        parts: Parts,
+        body: &mut Incoming,
         peer: SocketAddr,
     ) -> Result<Response, Refusal> {
         let deadline = Instant::now() + self.settings.timeout;
-        let _working = self.admit(&request)?;
-        if request.method() == Method::CONNECT {
+        if parts.method == Method::CONNECT {
             return Err(Malformed::new("CONNECT is for proxies").into());
         }
-        let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
+        let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
         let target = target.to_owned();
-        let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
-        let host = host.or(request.uri().host()).unwrap_or_default().to_owned();
+        let host = host::of(&parts)?;
+        if !fields::has_known_framing(&parts.headers) {
+            return Err(Malformed::new("the transfer encoding is not only chunked").into());
+        }
         // What is refused by its path is refused before its body is read.
         let subject = self.subject(&target, &host)?;
-        let (parts, body) = request.into_parts();
         let limit = self.body_limit()?;
         let body = tokio::time::timeout_at(deadline, read(body, &parts.headers, limit));
         let body = body.await.map_err(|_| Refusal::late_body())??;
@@ -138,18 +168,24 @@ impl Gateway {
             return Err(Refusal::unsigned());
         }
         let mut headers = parts.headers;
+        fields::remove_listed(&mut headers);
         self.withhold(&mut headers);
         forwarded(&mut headers, peer, &host);
         let id = message_id(&headers, &body);
         let request = Request { method: parts.method, target, headers, body };
         let message = self.message(request, subject, &host, id)?;
-        self.answer(message, deadline).await
+        // A connection to NATS that takes nothing holds up what is sent, too.
+        match tokio::time::timeout_at(deadline, self.answer(message, deadline)).await {
+            Ok(answer) => answer,
+            Err(_) if self.settings.answer == AnswerWith::Reply => Err(Refusal::no_reply()),
+            Err(_) => Err(OnceFailure::NoAnswer.into()),
+        }
     }
 
     /// A place among the requests at once, for a client that may have one.
-    fn admit(&self, request: &hyper::Request<Incoming>) -> Result<OwnedSemaphorePermit, Refusal> {
+    fn admit(&self, headers: &reqwest::header::HeaderMap) -> Result<OwnedSemaphorePermit, Refusal> {
         let tokens = &self.settings.tokens;
-        if !tokens.is_empty() && !Token::is_in(tokens, request.headers()) {
+        if !tokens.is_empty() && !Token::is_in(tokens, headers) {
             return Err(Refusal::no_token());
         }
         self.limit.clone().try_acquire_owned().map_err(|_| Refusal::busy())
@@ -160,9 +196,25 @@ impl Gateway {
         if !self.settings.tokens.is_empty() {
             headers.remove(AUTHORIZATION);
         }
-        for (name, _) in self.settings.headers.iter() {
+        let operators = self.settings.headers.iter().map(|(name, _)| {
             let name: &str = name.as_ref();
-            headers.remove(name.to_ascii_lowercase());
+            name.to_ascii_lowercase()
+        });
+        let operators: Vec<_> = operators.collect();
+        for name in &operators {
+            headers.remove(name);
+        }
+        // What servers take for one of those, or for what the gateway says of the request.
+        let is_alias = |name: &HeaderName| {
+            let folded = headers::folded(name);
+            let is_said = || {
+                folded.starts_with("x-forwarded-") || operators.iter().any(|name| *name == *folded)
+            };
+            folded != name.as_str() && is_said()
+        };
+        let aliases: Vec<_> = headers.keys().filter(|name| is_alias(name)).cloned().collect();
+        for name in aliases {
+            headers.remove(name);
         }
     }
 
@@ -185,8 +237,8 @@ impl Gateway {
                 }
             }
         };
-        // Room for a method.
-        if subject.len() + 32 > MAX_SUBJECT_BYTES {
+        // Room for a dot and a method.
+        if subject.len() + 1 + exchange::roundtripper::MOST_METHOD > MAX_SUBJECT_BYTES {
             return Err(Malformed::new("the path is too long for a subject").into());
         }
         Ok(subject)
@@ -239,7 +291,7 @@ impl Gateway {
     async fn answer(&self, message: Outbound, deadline: Instant) -> Result<Response, Refusal> {
         let within = deadline.saturating_duration_since(Instant::now());
         match self.settings.answer {
-            AnswerWith::Reply => self.reply(message, within).await,
+            AnswerWith::Reply => self.reply(message).await,
             AnswerWith::Sent => {
                 self.publisher.send_once(message, within).await?;
                 Ok(refusal::accepted(None))
@@ -251,21 +303,18 @@ impl Gateway {
         }
     }
 
-    async fn reply(&self, message: Outbound, within: Duration) -> Result<Response, Refusal> {
-        let (_, client, _) = self.link.connected_client().ok_or_else(Refusal::not_connected)?;
-        let Outbound { subject, headers, payload } = message;
-        let request = async_nats::Request::new().headers(headers).payload(payload);
-        let request = request.timeout(Some(within));
-        let denied = self.link.publish_denied(&subject);
+    async fn reply(&self, message: Outbound) -> Result<Response, Refusal> {
+        let connected = self.link.connected_client().ok_or_else(Refusal::not_connected)?;
+        let (number, client, _) = &connected;
+        let subject = message.subject.clone();
         let reply = tokio::select! {
-            reply = client.send_request(subject.clone(), request) => reply,
-            () = denied => return Err(Refusal::denied()),
+            reply = self.replies.request((*number, client), message) => reply,
+            () = self.link.publish_denied(&subject) => return Err(Refusal::denied()),
         };
-        let reply = reply.map_err(|error| match error.kind() {
-            RequestErrorKind::TimedOut => Refusal::no_reply(),
-            RequestErrorKind::NoResponders => Refusal::no_responders(),
-            _ => Refusal::not_connected(),
-        })?;
+        let reply = reply.ok_or_else(Refusal::not_connected)?;
+        if reply.status == Some(async_nats::StatusCode::NO_RESPONDERS) {
+            return Err(Refusal::no_responders());
+        }
         let headers = reply.headers.as_ref();
         let read = match self.settings.format {
             Format::Plain => exchange::plain::read_response(headers, reply.payload),
@@ -278,7 +327,7 @@ impl Gateway {
 
 /// A body of at most `limit` bytes; a larger one is refused before it is read to its end.
 async fn read(
-    body: Incoming,
+    body: &mut Incoming,
     headers: &reqwest::header::HeaderMap,
     limit: usize,
 ) -> Result<Bytes, Refusal> {
@@ -294,6 +343,24 @@ async fn read(
             Err(Refusal::too_large(limit + 1, limit))
         }
         Err(_) => Err(Refusal::broken_body()),
+    }
+}
+
+/// Reads on for a while after a refusal: most clients look for an answer only when they have sent
+/// all, and closing the connection before would take it from them.
+async fn linger(mut body: Incoming) {
+    let rest = async { while let Some(Ok(_)) = body.frame().await {} };
+    let _ = tokio::time::timeout(LINGER, rest).await;
+}
+
+/// Takes away a body where HTTP allows none.
+fn without_content(method: &Method, response: &mut Response) {
+    let has_none = [StatusCode::NO_CONTENT, StatusCode::RESET_CONTENT, StatusCode::NOT_MODIFIED];
+    if has_none.contains(&response.status) {
+        response.body = Bytes::new();
+    } else if *method == Method::HEAD && !response.body.is_empty() {
+        response.headers.insert(CONTENT_LENGTH, HeaderValue::from(response.body.len()));
+        response.body = Bytes::new();
     }
 }
 

@@ -53,7 +53,7 @@ pub const REASONS: [&str; 13] = [
 
 /// The most headers that travel to a webhook; servers refuse far fewer, and a header map has an
 /// upper bound of its own.
-const MAX_HEADERS: usize = 1000;
+pub(crate) const MAX_HEADERS: usize = 1000;
 
 /// What belongs to one hop of HTTP or frames its body (RFC 9110, section 7.6.1, and RFC 9112,
 /// section 6), so that only the HTTP client may set it.
@@ -98,7 +98,7 @@ const PROXY_PREFIXES: [&str; 3] = ["x-forwarded-", "x-middleware-", "x-original-
 
 /// What a server may make of a name before its application sees it: CGI, WSGI and PHP know no
 /// difference between `webhook-id`, `webhook_id` and `webhook.id`. So none is made here.
-fn folded(name: &HeaderName) -> Cow<'_, str> {
+pub(crate) fn folded(name: &HeaderName) -> Cow<'_, str> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
     match name.as_str() {
         plain if plain.chars().all(is_plain) => Cow::Borrowed(plain),

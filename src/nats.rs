@@ -14,6 +14,7 @@ pub(crate) mod jwt;
 pub(crate) mod link;
 pub(crate) mod login;
 pub(crate) mod publisher;
+pub(crate) mod replies;
 pub(crate) mod round_trip;
 pub(crate) mod settings;
 pub(crate) mod tls;

@@ -4,9 +4,11 @@
 //! passed on as they are, and nothing is retried: whoever asked is there to do that.
 
 use crate::exchange::{
-    Format, Malformed, Parcel, Request, Response, nats_proxy, path, plain, roundtripper,
+    Format, Malformed, Parcel, Request, Response, fields, nats_proxy, path, plain, roundtripper,
 };
+use crate::headers;
 use crate::nats::link::Link;
+use crate::nats::round_trip::RoundTrips;
 use crate::observe::Observer;
 use crate::observe::event::{self, Event};
 use crate::observe::supervisor::{self, Phase};
@@ -19,6 +21,7 @@ use futures_util::StreamExt;
 use futures_util::stream::SelectAll;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Method, StatusCode};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
@@ -31,6 +34,8 @@ pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) const MAX_IN_FLIGHT: usize = 1024;
 /// So many requests are held for each that may be worked on.
 const WAITING: usize = 2;
+/// How long to wait for the last requests after the service has stopped.
+const LAST: Duration = Duration::from_millis(100);
 /// What one reply may need beside its headers and payload.
 const OVERHEAD: usize = 1024;
 
@@ -84,13 +89,20 @@ pub(crate) async fn run(
         observer: observer.clone(),
         settings,
     });
-    let tasks = TaskTracker::new();
-    let mut stop = std::pin::pin!(stop);
+    let (tasks, round_trips, subjects) =
+        (TaskTracker::new(), RoundTrips::none(link), backend.subjects());
+    let (mut stop, mut denied) = (pin!(stop), pin!(denied(&subjects, link)));
     let (mut number, mut client) = link.client().await;
     let mut is_ready = false;
     loop {
         let (service, mut requests) = backend.listen(&client).await?;
         if !std::mem::replace(&mut is_ready, true) {
+            tokio::select! {
+                biased;
+                () = &mut stop => return Ok(true),
+                error = &mut denied => return Err(error),
+                () = round_trips.handled() => {}
+            }
             info!("ready");
             supervisor::tell(Phase::Ready);
         }
@@ -99,12 +111,16 @@ pub(crate) async fn run(
                 biased;
                 () = &mut stop => {
                     let _ = service.stop().await;
-                    while let Some(Some(request)) = drained(&mut requests).await {
-                        backend.take(request, &client, &tasks);
-                    }
+                    backend.take_rest(&mut requests, &client, &tasks).await;
                     tasks.close();
-                    return Ok(tokio::time::timeout(grace, tasks.wait()).await.is_ok());
+                    let finished = async {
+                        tasks.wait().await;
+                        // The last replies are only queued.
+                        round_trips.handled().await;
+                    };
+                    return Ok(tokio::time::timeout(grace, finished).await.is_ok());
                 }
+                error = &mut denied => return Err(error),
                 request = requests.next() => match request {
                     Some(request) => backend.take(request, &client, &tasks),
                     None => break,
@@ -116,26 +132,33 @@ pub(crate) async fn run(
     }
 }
 
-/// What has arrived before the service stopped; `None` when that was all.
-async fn drained(
-    requests: &mut SelectAll<service::endpoint::Endpoint>,
-) -> Option<Option<service::Request>> {
-    tokio::time::timeout(Duration::from_millis(100), requests.next()).await.ok()
+/// Returns when the user may not subscribe to one of `subjects`.
+async fn denied(subjects: &[String], link: &Link) -> anyhow::Error {
+    let each = subjects.iter().map(|subject| {
+        Box::pin(async move {
+            link.subscription_denied(subject).await;
+            anyhow!("the NATS user may not subscribe to {subject}: grant it to the user")
+        })
+    });
+    futures_util::future::select_all(each).await.0
 }
 
 impl Backend {
+    fn subjects(&self) -> Vec<String> {
+        match &self.settings.from {
+            From::Prefix(prefix) => vec![prefix.to_string(), prefix.wildcard()],
+            From::Host { prefix, host } => {
+                vec![format!("{}.*", roundtripper::subjects(prefix, host))]
+            }
+        }
+    }
+
     /// Subscribes, so that `nats micro ls` shows the service.
     async fn listen(
         &self,
         client: &Client,
     ) -> anyhow::Result<(service::Service, SelectAll<service::endpoint::Endpoint>)> {
-        let Settings { from, queue_group, .. } = &self.settings;
-        let subjects = match from {
-            From::Prefix(prefix) => vec![prefix.to_string(), prefix.wildcard()],
-            From::Host { prefix, host } => {
-                vec![format!("{}.*", roundtripper::subjects(prefix, host))]
-            }
-        };
+        let queue_group = &self.settings.queue_group;
         let service = client
             .service_builder()
             .description("an HTTP backend behind nats-webhook-relay serve")
@@ -144,7 +167,7 @@ impl Backend {
             .await
             .map_err(|error| anyhow!("cannot start the service: {error}"))?;
         let mut requests = SelectAll::new();
-        for (index, subject) in subjects.iter().enumerate() {
+        for (index, subject) in self.subjects().iter().enumerate() {
             let endpoint = service.endpoint_builder().name(format!("http-{index}"));
             let endpoint = endpoint.add(subject).await;
             requests
@@ -153,19 +176,33 @@ impl Backend {
         Ok((service, requests))
     }
 
+    /// Takes what has arrived before the service stopped.
+    async fn take_rest(
+        self: &Arc<Self>,
+        requests: &mut SelectAll<service::endpoint::Endpoint>,
+        client: &Client,
+        tasks: &TaskTracker,
+    ) {
+        while let Ok(Some(request)) = tokio::time::timeout(LAST, requests.next()).await {
+            self.take(request, client, tasks);
+        }
+    }
+
     /// Works on a request beside others.
     fn take(self: &Arc<Self>, request: service::Request, client: &Client, tasks: &TaskTracker) {
         let (backend, client) = (self.clone(), client.clone());
         let (place, began) = (self.waiting.clone().try_acquire_owned(), Instant::now());
         tasks.spawn(async move {
-            let response = match place {
-                Ok(_place) => {
+            let response = match &place {
+                Ok(_) => {
                     let _working = backend.limit.acquire().await;
                     backend.respond(&request, client.max_payload()).await
                 }
                 Err(_) => busy(),
             };
+            // With its place, as it is in memory until the client takes it.
             backend.reply(&request, response, &client, began).await;
+            drop(place);
         });
     }
 
@@ -216,9 +253,14 @@ impl Backend {
             Ok(Answer { end: End::Late, .. }) => {
                 said(StatusCode::GATEWAY_TIMEOUT, "the answer of the backend did not end in time")
             }
+            // There is nobody to go on with.
+            Ok(Answer { status, .. }) if status.is_informational() => said(
+                StatusCode::BAD_GATEWAY,
+                &format!("the backend ended with the status {status}"),
+            ),
             Ok(Answer { status, headers, body, .. }) => {
                 // Without what belongs to the hop between us and the backend.
-                let headers = crate::exchange::fields::end_to_end(&headers);
+                let headers = fields::end_to_end(&headers);
                 Response { status, headers, body }
             }
             Err(unanswered) if unanswered.is_timeout => {
@@ -238,11 +280,14 @@ impl Backend {
         let server = client.server_info();
         let limit = server.max_payload.saturating_sub(OVERHEAD);
         let (bytes, mut status) = (response.body.len(), response.status);
-        let parcel = self.parcel(response, &server).ok().filter(|parcel| {
-            crate::headers::wire_size(&parcel.headers) + parcel.payload.len() <= limit
+        let parcel = self.parcel(response, &server).and_then(|parcel| {
+            match headers::wire_size(&parcel.headers) + parcel.payload.len() <= limit {
+                true => Ok(parcel),
+                false => Err(Malformed::new(format!("it is larger than NATS takes ({limit})"))),
+            }
         });
-        let Parcel { headers, payload } = parcel.unwrap_or_else(|| {
-            let text = format!("the answer of {bytes} bytes is larger than NATS takes ({limit})");
+        let Parcel { headers, payload } = parcel.unwrap_or_else(|Malformed(reason)| {
+            let text = format!("the answer of {bytes} bytes cannot be sent: {reason}");
             status = StatusCode::BAD_GATEWAY;
             self.parcel(said(status, &text), &server).unwrap_or_default()
         });

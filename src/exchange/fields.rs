@@ -1,9 +1,9 @@
 //! Which headers travel between HTTP and NATS, and which belong to one hop.
 
 use crate::exchange::Malformed;
-use crate::headers;
+use crate::headers::{self, MAX_HEADERS};
 use async_nats::header as nats;
-use reqwest::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use std::str::FromStr;
 
 /// The method of a request.
@@ -13,10 +13,11 @@ pub const TARGET: &str = "Http-Target";
 /// The status of a response.
 pub const STATUS: &str = "Http-Status";
 
-/// Whether `name` describes the exchange itself, in one of the two protocols.
-fn is_ours(name: &str) -> bool {
-    let folded = name.to_ascii_lowercase();
-    let ours = [METHOD, TARGET, STATUS].iter().any(|ours| ours.eq_ignore_ascii_case(name));
+/// Whether `name`, or what a server may take for it, describes the exchange itself, in one of the
+/// two protocols.
+fn is_ours(name: &HeaderName) -> bool {
+    let folded = headers::folded(name);
+    let ours = [METHOD, TARGET, STATUS].iter().any(|ours| ours.eq_ignore_ascii_case(&folded));
     ours || folded.starts_with("nats-")
 }
 
@@ -25,6 +26,24 @@ fn listed(headers: &HeaderMap) -> Vec<String> {
     let values = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
     let names = values.flat_map(|value| value.split(','));
     names.map(|name| name.trim().to_ascii_lowercase()).collect()
+}
+
+/// Takes away what a `Connection` header lists, and the header itself. What is added afterwards
+/// is then not for a client to take away.
+pub fn remove_listed(headers: &mut HeaderMap) {
+    for name in listed(headers) {
+        headers.remove(name);
+    }
+    headers.remove(CONNECTION);
+}
+
+/// Whether a body has no transfer encoding, or is chunked once and nothing else. Where programs
+/// understand anything else differently, one could be told what the other does not see.
+#[must_use]
+pub fn has_known_framing(headers: &HeaderMap) -> bool {
+    let mut encodings = headers.get_all(TRANSFER_ENCODING).iter();
+    let is_chunked = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"chunked");
+    encodings.next().is_none_or(is_chunked) && encodings.next().is_none()
 }
 
 /// HTTP headers without those of one hop.
@@ -45,7 +64,7 @@ pub fn end_to_end(headers: &HeaderMap) -> HeaderMap {
 pub fn to_nats(http: &HeaderMap) -> Result<nats::HeaderMap, Malformed> {
     let mut map = nats::HeaderMap::new();
     for (name, value) in &end_to_end(http) {
-        if is_ours(name.as_str()) {
+        if is_ours(name) {
             continue;
         }
         let value = std::str::from_utf8(value.as_bytes()).ok();
@@ -59,22 +78,40 @@ pub fn to_nats(http: &HeaderMap) -> Result<nats::HeaderMap, Malformed> {
 }
 
 /// NATS headers as HTTP headers; those that HTTP does not allow are left out.
-#[must_use]
-pub fn to_http(map: &nats::HeaderMap) -> HeaderMap {
+///
+/// # Errors
+/// When there are more than HTTP programs take.
+pub fn to_http(map: &nats::HeaderMap) -> Result<HeaderMap, Malformed> {
     let mut http = HeaderMap::new();
     for (name, values) in map.iter() {
         let name: &str = name.as_ref();
-        let Some(name) = HeaderName::from_bytes(name.as_bytes()).ok().filter(|_| !is_ours(name))
+        let Some(name) = HeaderName::from_bytes(name.as_bytes()).ok().filter(|name| !is_ours(name))
         else {
             continue;
         };
         for value in values {
             if let Ok(value) = HeaderValue::from_bytes(value.as_str().as_bytes()) {
-                http.append(name.clone(), value);
+                append(&mut http, name.clone(), value)?;
             }
         }
     }
-    end_to_end(&http)
+    Ok(end_to_end(&http))
+}
+
+/// Adds a header. A header map that is full panics, so a limit comes before.
+///
+/// # Errors
+/// When there are as many as HTTP programs take.
+pub fn append(
+    headers: &mut HeaderMap,
+    name: HeaderName,
+    value: HeaderValue,
+) -> Result<(), Malformed> {
+    if headers.len() >= MAX_HEADERS {
+        return Err(Malformed::new(format!("it has more than {MAX_HEADERS} headers")));
+    }
+    headers.append(name, value);
+    Ok(())
 }
 
 /// The last value of a NATS header, whatever the case of its name.
@@ -109,6 +146,8 @@ mod tests {
             ("nats-msg-id", "1"),
             ("http-method", "forged"),
             ("http-status", "forged"),
+            ("http_method", "forged"),
+            ("nats_msg_id", "1"),
             ("authorization", "Bearer x"),
             ("cookie", "a=b"),
         ]);
@@ -122,8 +161,17 @@ mod tests {
     fn several_values_stay_several() {
         let mut all = http(&[("set-cookie", "a=1")]);
         all.append("set-cookie", HeaderValue::from_static("b=2"));
-        let back = to_http(&to_nats(&all).unwrap());
+        let back = to_http(&to_nats(&all).unwrap()).unwrap();
         assert_eq!(back.get_all("set-cookie").iter().collect::<Vec<_>>(), ["a=1", "b=2"]);
+    }
+
+    #[test]
+    fn too_many_headers_are_refused_not_a_panic() {
+        let mut map = nats::HeaderMap::new();
+        (0..MAX_HEADERS).for_each(|number| map.append(format!("h{number}"), ""));
+        assert_eq!(to_http(&map).unwrap().len(), MAX_HEADERS);
+        (0..40_000).for_each(|number| map.append(format!("h{number}"), ""));
+        assert!(to_http(&map).is_err());
     }
 
     #[test]

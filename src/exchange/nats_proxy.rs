@@ -60,7 +60,7 @@ impl Message {
         Ok(message)
     }
 
-    fn headers(&self) -> header::HeaderMap {
+    fn headers(&self) -> Result<header::HeaderMap, Malformed> {
         let more = self.more.chunks_exact(2).filter_map(|pair| match pair {
             [name, value] => Some((name, value)),
             _ => None,
@@ -69,10 +69,10 @@ impl Message {
         for (name, value) in self.header.iter().chain(more) {
             let name = HeaderName::from_bytes(name.as_bytes());
             if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(value.as_bytes())) {
-                headers.append(name, value);
+                fields::append(&mut headers, name, value)?;
             }
         }
-        fields::end_to_end(&headers)
+        Ok(fields::end_to_end(&headers))
     }
 
     fn parcel(&self) -> Parcel {
@@ -109,12 +109,12 @@ pub fn read_request(tokens: &str, payload: &[u8]) -> Result<Request, Malformed> 
     let method = message.method.as_deref().filter(|method| !method.is_empty()).unwrap_or("GET");
     let method = Method::from_bytes(method.as_bytes());
     let method = method.map_err(|_| Malformed::new("the method is not one"))?;
-    let mut target = path::from_tokens(tokens)?;
+    let mut target = path::from_literal_tokens(tokens)?;
     if let Some(query) = &message.query {
         target.push('?');
         target.push_str(query);
     }
-    let mut headers = message.headers();
+    let mut headers = message.headers()?;
     if !message.cookies.is_empty() && !headers.contains_key(header::COOKIE) {
         let cookies = message.cookies.iter().map(|(name, cookie)| {
             format!("{name}={}", cookie.value.as_deref().unwrap_or_default())
@@ -152,7 +152,7 @@ pub fn read_response(payload: &[u8]) -> Result<Response, Malformed> {
     let status = u16::try_from(status).ok().filter(|status| *status >= 200);
     let status = status.and_then(|status| StatusCode::from_u16(status).ok());
     let status = status.ok_or_else(|| Malformed::new("the status of the reply is not legal"))?;
-    let headers = message.headers();
+    let headers = message.headers()?;
     Ok(Response { status, headers, body: message.body.unwrap_or_default() })
 }
 
@@ -206,6 +206,12 @@ mod tests {
         assert_eq!((response.status, response.body), (StatusCode::OK, Bytes::new()));
         let request = read_request("file.tar.gz", b"").unwrap();
         assert_eq!((request.method, request.target.as_str()), (Method::GET, "/file/tar/gz"));
+        for (tokens, target) in
+            [("%41", "/%2541"), ("a?b", "/a%3Fb"), ("größe", "/gr%C3%B6%C3%9Fe")]
+        {
+            assert_eq!(read_request(tokens, b"").unwrap().target, target, "{tokens}");
+        }
+        assert!(read_request("..", b"").is_err());
         assert!(read_response(b"\x08\x01").is_err() && read_response(b"\xff").is_err());
         let without_cookie = b"\x22\x03\x0a\x01a";
         assert_eq!(read_request("", without_cookie).unwrap().headers["cookie"], "a=");

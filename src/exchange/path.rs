@@ -28,7 +28,7 @@ const SEGMENT: &AsciiSet = &CONTROLS
 /// The tokens of a request target, joined by dots; empty for `/`.
 ///
 /// # Errors
-/// When a segment is empty, `.` or `..`, or the target is not a path.
+/// When a segment is empty, leads upwards, or the target is not a path.
 pub fn to_tokens(target: &str) -> Result<String, Malformed> {
     let path = target.split(['?', '#']).next().unwrap_or_default();
     let Some(path) = path.strip_prefix('/') else {
@@ -41,12 +41,11 @@ pub fn to_tokens(target: &str) -> Result<String, Malformed> {
     let mut tokens = String::new();
     for segment in path.split('/') {
         let decoded: Vec<u8> = percent_decode_str(segment).collect();
-        match &*decoded {
-            b"" => return Err(Malformed::new("the path has an empty segment (//)")),
-            b"." | b".." => {
-                return Err(Malformed::new("the path has a segment that is . or .."));
-            }
-            _ => {}
+        if decoded.is_empty() {
+            return Err(Malformed::new("the path has an empty segment (//)"));
+        }
+        if has_dots(&decoded) {
+            return Err(Malformed::new("the path has a segment that is . or .."));
         }
         if !tokens.is_empty() {
             tokens.push('.');
@@ -72,6 +71,13 @@ pub fn to_literal_tokens(target: &str) -> Result<String, Malformed> {
         Err(_) if tokens.is_empty() => Ok(String::new()),
         Err(error) => Err(Malformed::new(format!("the path is not a subject: {error}"))),
     }
+}
+
+/// Whether a decoded segment is `.` or `..`, or becomes one where a server takes the encoded
+/// slashes and backslashes in it for separators.
+fn has_dots(segment: &[u8]) -> bool {
+    let mut parts = segment.split(|byte| matches!(byte, b'/' | b'\\'));
+    parts.any(|part| matches!(part, b"." | b".."))
 }
 
 /// Appends bytes as one token.
@@ -104,16 +110,33 @@ fn push_encoded(tokens: &mut String, bytes: &[u8]) {
 /// The path that `tokens` stand for.
 ///
 /// # Errors
-/// When a token stands for a segment that [`to_tokens`] refuses, or for several.
+/// When they are not what [`to_tokens`] makes of that path: a path has one subject only, or
+/// permissions on subjects could be bypassed.
 pub fn from_tokens(tokens: &str) -> Result<String, Malformed> {
+    let path = path_of(tokens, |token| percent_decode_str(token).collect())?;
+    match to_tokens(&path)? == tokens {
+        true => Ok(path),
+        false => Err(Malformed::new("the subject is not the one of its path")),
+    }
+}
+
+/// The path that `tokens` of [`to_literal_tokens`] stand for: they are decoded already.
+///
+/// # Errors
+/// When a token is no segment of a path.
+pub fn from_literal_tokens(tokens: &str) -> Result<String, Malformed> {
+    path_of(tokens, |token| token.as_bytes().to_vec())
+}
+
+fn path_of(tokens: &str, segment: impl Fn(&str) -> Vec<u8>) -> Result<String, Malformed> {
     let mut path = String::new();
     for token in tokens.split('.').filter(|_| !tokens.is_empty()) {
-        let decoded: Vec<u8> = percent_decode_str(token).collect();
-        if matches!(&*decoded, b"" | b"." | b"..") {
+        let segment = segment(token);
+        if segment.is_empty() || has_dots(&segment) {
             return Err(Malformed::new("the subject has a token that is no path segment"));
         }
         path.push('/');
-        for chunk in decoded.utf8_chunks() {
+        for chunk in segment.utf8_chunks() {
             path.extend(utf8_percent_encode(chunk.valid(), SEGMENT));
             push_encoded(&mut path, chunk.invalid());
         }
@@ -154,12 +177,31 @@ mod tests {
 
     #[test]
     fn what_is_no_path_of_segments_is_refused() {
-        for target in
-            ["*", "", "a", "//", "/a//b", "/./a", "/a/..", "/%2e%2E/a", "/a/%2e", "http://h/a"]
-        {
+        for target in [
+            "*",
+            "",
+            "a",
+            "//",
+            "/a//b",
+            "/./a",
+            "/a/..",
+            "/%2e%2E/a",
+            "/a/%2e",
+            "http://h/a",
+            "/a%2f..%2Fb",
+            "/%2e.%5cb",
+            "/a%2F.",
+        ] {
             assert!(to_tokens(target).is_err(), "{target}");
         }
-        for tokens in ["a..b", ".a", "a.", "%2E%2E", "a.%2e"] {
+        for tokens in ["a..b", ".a", "a.", "%2E%2E", "a.%2e", "a/%2E%2E/b"] {
+            assert!(from_tokens(tokens).is_err(), "{tokens}");
+        }
+    }
+
+    #[test]
+    fn a_path_has_one_subject_only() {
+        for tokens in ["%61dmin", "a%2etar", "a%2Fb", "gr%C3%B6", "a\u{1b}", "a%", "a*"] {
             assert!(from_tokens(tokens).is_err(), "{tokens}");
         }
     }

@@ -50,7 +50,7 @@ pub fn read_request(
         }
         None => path::from_tokens(tokens)?,
     };
-    Ok(Request { method, target, headers: fields::to_http(headers), body: payload })
+    Ok(Request { method, target, headers: fields::to_http(headers)?, body: payload })
 }
 
 /// The path of a target is the one that its subject stands for, or permissions on subjects would
@@ -82,13 +82,13 @@ pub fn read_response(headers: Option<&HeaderMap>, payload: Bytes) -> Result<Resp
     let headers = headers.unwrap_or(&empty);
     let service_code = fields::get(headers, SERVICE_CODE);
     let Some(status) = fields::get(headers, STATUS).or(service_code) else {
-        let (status, headers) = (StatusCode::OK, fields::to_http(headers));
+        let (status, headers) = (StatusCode::OK, fields::to_http(headers)?);
         return Ok(Response { status, headers, body: payload });
     };
     let status = status.trim().parse::<u16>().ok().filter(|status| (200..1000).contains(status));
     let status = status.and_then(|status| StatusCode::from_u16(status).ok());
     let status = status.ok_or_else(|| Malformed::new("the status of the reply is not legal"))?;
-    let mut response = Response { status, headers: fields::to_http(headers), body: payload };
+    let mut response = Response { status, headers: fields::to_http(headers)?, body: payload };
     if let (true, Some(_), Some(text)) =
         (response.body.is_empty(), service_code, fields::get(headers, SERVICE_ERROR))
     {

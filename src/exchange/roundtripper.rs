@@ -14,6 +14,9 @@ use tokio_util::bytes::{Bytes, BytesMut};
 /// The most headers that are read.
 const MOST_HEADERS: usize = 2000;
 
+/// The longest method, in bytes.
+pub const MOST_METHOD: usize = 31;
+
 /// What a subject begins with before its host.
 #[must_use]
 pub fn subjects(prefix: &str, host: &str) -> String {
@@ -57,7 +60,11 @@ pub fn request(request: &Request, host: &str) -> Result<(String, Parcel), Malfor
     nats.insert("NRT-Path", path.replace(|c: char| c.is_control(), ""));
     nats.insert("NRT-HostName", host);
     let method = method.as_str().to_ascii_lowercase();
-    crate::subject::check(&method).map_err(|_| Malformed::new("the method is not a token"))?;
+    // A dot would lead to another host.
+    if method.len() > MOST_METHOD || method.contains('.') || crate::subject::check(&method).is_err()
+    {
+        return Err(Malformed::new("the method is not a subject token"));
+    }
     Ok((method, Parcel { headers: nats, payload: bytes.freeze() }))
 }
 
@@ -75,16 +82,25 @@ pub fn read_request(payload: &[u8]) -> Result<Request, Malformed> {
     };
     let method = parsed.method.and_then(|method| Method::from_bytes(method.as_bytes()).ok());
     let method = method.ok_or_else(|| Malformed::new("the request has no method"))?;
-    let target = parsed.path.unwrap_or_default();
-    let target = match target.split_once("://") {
-        // In absolute form (RFC 9112, section 3.2.2).
-        Some((_, rest)) => rest.find('/').and_then(|start| rest.get(start..)).unwrap_or("/"),
-        None => target,
-    };
+    let target = origin_form(parsed.path.unwrap_or_default());
     let headers = headers_of(parsed.headers);
-    let (body, _) = body_of(&headers, payload.get(end..).unwrap_or_default(), Bytes::new())?;
+    let (body, is_whole) = body_of(&headers, payload.get(end..).unwrap_or_default(), Bytes::new())?;
+    if !is_whole {
+        return Err(Malformed::new("the body of the request is cut off"));
+    }
     let headers = fields::end_to_end(&headers);
-    Ok(Request { method, target: target.to_owned(), headers, body })
+    Ok(Request { method, target, headers, body })
+}
+
+/// Path and query of a request target, which may be in absolute form (RFC 9112, section 3.2).
+fn origin_form(target: &str) -> String {
+    let after_scheme = target.split_once("://").filter(|_| !target.starts_with('/'));
+    let Some((_, rest)) = after_scheme else { return target.to_owned() };
+    let start = rest.find(['/', '?']).unwrap_or(rest.len());
+    match rest.get(start..).unwrap_or_default() {
+        path if path.starts_with('/') => path.to_owned(),
+        query => format!("/{query}"),
+    }
 }
 
 /// A response as a message.
@@ -162,10 +178,10 @@ fn body_of(
     rest: &[u8],
     otherwise: Bytes,
 ) -> Result<(Bytes, bool), Malformed> {
-    let chunked = headers.get_all(header::TRANSFER_ENCODING).iter().any(|value| {
-        value.to_str().is_ok_and(|value| value.trim().eq_ignore_ascii_case("chunked"))
-    });
-    if chunked {
+    if !fields::has_known_framing(headers) {
+        return Err(Malformed::new("its transfer encoding is not only chunked"));
+    }
+    if headers.contains_key(header::TRANSFER_ENCODING) {
         return unchunk(rest).map(|body| (body, true));
     }
     let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
@@ -173,7 +189,9 @@ fn body_of(
     if lengths.any(|other| other != length) {
         return Err(Malformed::new("it has two lengths"));
     }
-    let length = length.to_str().ok().and_then(|length| length.trim().parse::<usize>().ok());
+    let length = length.to_str().ok().map(str::trim);
+    let length = length.filter(|length| length.bytes().all(|byte| byte.is_ascii_digit()));
+    let length = length.and_then(|length| length.parse::<usize>().ok());
     let length = length.ok_or_else(|| Malformed::new("its length is not a number"))?;
     let body = rest.get(..length).unwrap_or(rest);
     Ok((Bytes::copy_from_slice(body), body.len() == length))
@@ -241,6 +259,44 @@ mod tests {
     }
 
     #[test]
+    fn requests_in_absolute_form_are_told_from_those_with_a_url_in_their_query() {
+        for (target, expected) in [
+            ("/go?to=http://x/y", "/go?to=http://x/y"),
+            ("/http://x/y", "/http://x/y"),
+            ("http://weather.nats/a?b=c", "/a?b=c"),
+            ("http://weather.nats?b=/c", "/?b=/c"),
+            ("http://weather.nats", "/"),
+        ] {
+            let request = format!("GET {target} HTTP/1.1\r\nHost: weather.nats\r\n\r\n");
+            assert_eq!(read_request(request.as_bytes()).unwrap().target, expected);
+        }
+    }
+
+    #[test]
+    fn a_request_whose_body_is_not_all_there_is_refused() {
+        for (framing, body) in [
+            ("Content-Length: 4", "abc"),
+            ("Content-Length: +3", "abc"),
+            ("Transfer-Encoding: chunked", "3\r\nab"),
+            ("Transfer-Encoding: gzip, chunked", "3\r\nabc\r\n0\r\n\r\n"),
+            ("Transfer-Encoding: gzip", "abc"),
+        ] {
+            let request = format!("POST / HTTP/1.1\r\nHost: h\r\n{framing}\r\n\r\n{body}");
+            assert!(read_request(request.as_bytes()).is_err(), "{framing}");
+        }
+    }
+
+    #[test]
+    fn a_method_is_one_token_of_a_subject() {
+        for method in ["A.B", "*", &"A".repeat(MOST_METHOD + 1)] {
+            let (headers, body) = (header::HeaderMap::new(), Bytes::new());
+            let method = Method::from_bytes(method.as_bytes()).unwrap();
+            let sent = Request { method, target: "/".into(), headers, body };
+            assert!(request(&sent, "h").is_err(), "{sent:?}");
+        }
+    }
+
+    #[test]
     fn replies_are_read_as_gos_server_writes_them() {
         for (reply, status, body) in [
             (
@@ -269,6 +325,8 @@ mod tests {
             "HTTP/1.1 20 OK\r\n\r\n",
             "HTTP/1.1 100 Continue\r\n\r\n",
             "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nabc",
+            "HTTP/1.1 200 OK\r\nContent-Length: +3\r\n\r\nabc",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
             "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\nabc",
         ] {

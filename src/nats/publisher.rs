@@ -26,6 +26,8 @@ use tracing::warn;
 const MOST_TRIES: u32 = 10;
 /// How long a stream's answer may take.
 const UNANSWERED: Duration = Duration::from_secs(5);
+/// How often a message that no stream seems to capture has the streams found again.
+const FIND_AGAIN: Duration = Duration::from_secs(1);
 /// How soon after no answer, or a refusal, a message is published again.
 const UNANSWERED_AGAIN: Duration = Duration::from_millis(500);
 /// How many publishes may wait for their proof at once. When the server denies them, each is
@@ -103,6 +105,8 @@ pub(crate) struct Publisher {
     /// What streams answer.
     answers: Arc<AsyncMutex<Option<Numbered>>>,
     unanswered_said: Arc<Mutex<Option<Instant>>>,
+    /// When streams were found again.
+    found: Arc<AsyncMutex<Option<Instant>>>,
     observer: Observer,
 }
 
@@ -133,6 +137,7 @@ impl Publisher {
             capture,
             answers: Arc::default(),
             unanswered_said: Arc::default(),
+            found: Arc::default(),
             observer: observer.clone(),
         }
     }
@@ -292,8 +297,13 @@ impl Publisher {
         message: Outbound,
         within: Duration,
     ) -> Result<Stored, OnceFailure> {
-        let capture = self.capture.as_ref().filter(|capture| capture.has(&message.subject));
-        let capture = capture.ok_or(OnceFailure::NoStream)?;
+        let capture = self.capture.as_ref().ok_or(OnceFailure::NoStream)?;
+        if !capture.has(&message.subject) {
+            self.find_streams_again().await;
+        }
+        if !capture.has(&message.subject) {
+            return Err(OnceFailure::NoStream);
+        }
         let (number, client, generation) = self.connected()?;
         let answers = self.answers(capture, number, &client).await;
         let answers = answers.ok_or(OnceFailure::NotConnected)?;
@@ -305,16 +315,19 @@ impl Publisher {
         sent.map_err(OnceFailure::of)?;
         let proof = self.round_trips.prove(subject, generation);
         let mut proof = pin!(proof);
-        let mut is_proven = false;
-        let deadline = tokio::time::sleep(within);
-        let mut deadline = pin!(deadline);
+        let (mut is_proven, mut has_looked) = (false, false);
+        let mut silence = pin!(tokio::time::sleep(UNANSWERED.min(within / 2)));
+        let mut deadline = pin!(tokio::time::sleep(within));
         loop {
             tokio::select! {
                 biased;
                 answer = &mut expected.answer => return match answer {
                     Ok(StreamAnswer::Stored(stored)) => Ok(stored),
                     Ok(StreamAnswer::Refused(reason)) => Err(OnceFailure::Refused(reason)),
-                    Ok(StreamAnswer::NoResponders) => Err(OnceFailure::NoStream),
+                    Ok(StreamAnswer::NoResponders) => {
+                        self.find_streams_again().await;
+                        Err(OnceFailure::NoStream)
+                    }
                     Err(_) => Err(OnceFailure::NotConnected),
                 },
                 proof = &mut proof, if !is_proven => match proof {
@@ -322,6 +335,11 @@ impl Publisher {
                     Proof::Denied => return Err(OnceFailure::Denied),
                     Proof::Unknown => return Err(OnceFailure::NotConnected),
                 },
+                // Perhaps it is another stream by now that captures the subject.
+                () = &mut silence, if !has_looked => {
+                    has_looked = true;
+                    self.find_streams_again().await;
+                }
                 () = &mut deadline => return Err(OnceFailure::NoAnswer),
             }
         }
@@ -357,6 +375,15 @@ impl Publisher {
 
     fn published_again(&self, subject: &Subject) {
         self.observer.note(&Event::PublishedAgain { subject });
+    }
+
+    /// Finds out again which streams capture what is published, unless that was done just now.
+    async fn find_streams_again(&self) {
+        let mut found = self.found.lock().await;
+        if found.is_none_or(|found| found.elapsed() >= FIND_AGAIN) {
+            let _ = self.find_streams().await;
+            *found = Some(Instant::now());
+        }
     }
 
     /// Finds out again which streams capture what is published.

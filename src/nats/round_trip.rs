@@ -88,6 +88,11 @@ impl RoundTrips {
         Ok(Self { link: link.clone(), waiting: Some(sender) })
     }
 
+    /// None, for those who only have to know when the server has handled what was sent.
+    pub(crate) fn none(link: &Link) -> Self {
+        Self { link: link.clone(), waiting: None }
+    }
+
     /// Whether anything can be proven.
     pub(crate) fn are_possible(&self) -> bool {
         self.waiting.is_some()
@@ -117,13 +122,15 @@ impl RoundTrips {
             self.prove(Subject::from_static(""), generation).await;
             return;
         }
-        // A denial comes back in the server's order too, and an inbox is what is denied.
+        // A denial comes back in the server's order too, where it is an inbox that is denied.
         let (_, client) = self.link.client().await;
         let inbox = client.new_inbox();
         let subscriber = client.subscribe(inbox.clone()).await;
         let published = client.publish(inbox.clone(), Bytes::new()).await;
-        if subscriber.is_ok() && published.is_ok() {
+        if let (Ok(mut subscriber), Ok(())) = (subscriber, published) {
             tokio::select! {
+                // What was denied before is noted first.
+                _ = subscriber.next() => tokio::task::yield_now().await,
                 () = self.link.subscription_denied(&inbox) => {}
                 () = self.link.publish_denied(&inbox) => {}
                 () = self.link.replaced(generation) => {}

@@ -155,7 +155,7 @@ impl Endpoint {
         })
     }
 
-    /// The URL of a path and query below that of the destination.
+    /// The URL of a path below that of the destination, and of a query after its own.
     fn url(&self, target: &str) -> Url {
         let mut url = self.template.url().clone();
         let (path, query) = match target.split_once('?') {
@@ -163,7 +163,11 @@ impl Endpoint {
             None => (target, None),
         };
         url.set_path(&[url.path().trim_end_matches('/'), path].concat());
-        url.set_query(query);
+        let query = match (url.query(), query) {
+            (Some(own), Some(query)) => Some([own, "&", query].concat()),
+            (own, query) => own.or(query).map(str::to_owned),
+        };
+        url.set_query(query.as_deref());
         url
     }
 
