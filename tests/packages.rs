@@ -4,6 +4,10 @@
 
 mod support;
 
+use nats_webhook_relay::config::{GATEWAY_VARIABLES, SERVE_VARIABLES, VARIABLES};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::path::Path;
 use support::nats::NatsServer;
 use support::relay::{Relay, field, run};
 
@@ -52,4 +56,38 @@ fn completions_and_the_man_page_have_every_subcommand() {
     }
     let (_, man, _) = run(&["generate", "man"], &[]);
     assert!(man.contains("WEBHOOK_DESTINATION") && !man.contains("generate"), "{man}");
+}
+
+/// The names in `part` of the chart's schema.
+fn names(schema: &Value, part: &str) -> BTreeSet<String> {
+    let properties = schema["properties"][part]["properties"].as_object().unwrap();
+    properties.keys().cloned().collect()
+}
+
+#[test]
+fn the_chart_has_every_variable_by_name_and_takes_secrets_from_files() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("charts/nats-webhook-relay");
+    let schema = std::fs::read_to_string(folder.join("values.schema.json")).unwrap();
+    let schema: Value = serde_json::from_str(&schema).unwrap();
+    let variables = [VARIABLES, GATEWAY_VARIABLES, SERVE_VARIABLES].concat();
+    let named = |is_wanted: &dyn Fn(&str, bool) -> bool| {
+        let wanted = variables.iter().flat_map(|variable| {
+            let names = std::iter::once(&variable.name).chain(variable.aliases);
+            names.filter(|name| is_wanted(name, variable.secret)).map(|name| (*name).to_owned())
+        });
+        wanted.collect::<BTreeSet<String>>()
+    };
+    assert_eq!(names(&schema, "config"), named(&|_, _| true));
+    // The template gives these the path of a mounted file, and to all others a name that ends in _FILE.
+    let is_path = |help: &str| help.contains("PEM file") || help.contains("the path of the file");
+    let paths = variables.iter().filter(|it| is_path(it.help)).map(|it| it.name);
+    let paths: BTreeSet<_> = paths.collect();
+    let template = std::fs::read_to_string(folder.join("templates/_helpers.tpl")).unwrap();
+    let list = template.split("$isPath := has $name (list ").nth(1).unwrap();
+    let list = list.split(')').next().unwrap().replace('"', "");
+    assert_eq!(list.split(' ').collect::<BTreeSet<_>>(), paths);
+    assert_eq!(
+        names(&schema, "secretFiles"),
+        named(&|name, is_secret| is_secret || paths.contains(name))
+    );
 }
