@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -248,6 +249,14 @@ def containers():
 
 def scripts():
     shell = [path for path in pathlib.Path("scripts").iterdir() if path.read_text().startswith(("#!/bin/sh", "#!/usr/bin/env bash"))]
+    # Scripts within workflows are given to shellcheck too.
+    workflows = sorted(pathlib.Path(".github/workflows").glob("*.yml"))
+    run("actionlint", "actionlint", *map(str, workflows))
+    for workflow in workflows:
+        text = workflow.read_text()
+        for action in re.findall(r"uses: (.+)$", text, re.MULTILINE):
+            check(f"{workflow}: {action}", re.fullmatch(r"\S+@[0-9a-f]{40} # v[0-9.]+", action), "it is not named by its commit and version")
+        check(f"{workflow}: permissions", re.search(r"^permissions:", text, re.MULTILINE))
     run("shellcheck", "shellcheck", "--severity=warning", ".ci/run", *map(str, sorted(shell)))
 
 
