@@ -1,8 +1,10 @@
 # The relay, with its tests.
 {
+  installShellFiles,
   lib,
   nats-server,
   rustPlatform,
+  stdenv,
 }:
 let
   manifest = (lib.importTOML ../Cargo.toml).package;
@@ -26,6 +28,7 @@ rustPlatform.buildRustPackage {
       ../wit
       # Compared with the program by its tests.
       ../.env.example
+      ../charts
       ../README.md
       ../docs
       # Two of these need packages of npm and PyPI, which the sandbox cannot fetch, and one all files with links.
@@ -40,6 +43,17 @@ rustPlatform.buildRustPackage {
   };
 
   cargoLock.lockFile = ../Cargo.lock;
+
+  nativeBuildInputs = [ installShellFiles ];
+  # The program makes them itself.
+  postInstall = lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
+    $out/bin/${manifest.name} generate man >${manifest.name}.1
+    installManPage ${manifest.name}.1
+    for shell in bash fish zsh; do
+      $out/bin/${manifest.name} generate completions $shell >completions.$shell
+      installShellCompletion --cmd ${manifest.name} --$shell completions.$shell
+    done
+  '';
 
   # As `cargo test` does it: with link-time optimisation of every test the check would take far longer than the build.
   checkType = "debug";

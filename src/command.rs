@@ -2,6 +2,8 @@
 
 mod check;
 mod gateway;
+mod generate;
+mod healthcheck;
 mod plugin;
 mod process;
 mod serve;
@@ -57,8 +59,11 @@ fn execute(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    if let Some(("plugin", matches)) = matches.subcommand() {
-        return runtime.block_on(plugin::main(matches));
+    match matches.subcommand() {
+        Some(("plugin", matches)) => return runtime.block_on(plugin::main(matches)),
+        Some(("healthcheck", _)) => return runtime.block_on(healthcheck::main()),
+        Some(("generate", matches)) => return generate::main(command_line(), matches),
+        _ => {}
     }
     let is_check = matches.subcommand_name() == Some("check");
     let (task, unknown) = match Task::read(&matches) {
@@ -192,7 +197,12 @@ fn command_line() -> Command {
                 .about("Answers NATS requests by calling an HTTP backend")
                 .after_help(config::help_of(config::SERVE_VARIABLES) + SHARED),
         )
+        .subcommand(
+            Command::new("healthcheck")
+                .about("Asks the relay on HTTP_LISTEN whether it is alive; exits with 1 when not"),
+        )
         .subcommand(plugin::command_line())
+        .subcommand(generate::command_line())
 }
 
 /// What `gateway` and `serve` share with the relay.

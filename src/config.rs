@@ -105,8 +105,7 @@ impl Config {
         let relay = read.relay(&intake);
         let limits = read.limits(&intake);
         let plugins = read.plugins();
-        let expected = "an address and port such as 127.0.0.1:9090 or [::]:9090";
-        let http_listen = read.optional(&HTTP_LISTEN, expected, |text| text.parse().ok());
+        let http_listen = read.http_listen();
         let ready_max_lag = read.optional(&READY_MAX_LAG, DURATION, duration(1));
         let (log, traces) = (read.log(), read.traces());
         // Every part that is `None` has left a mistake behind.
@@ -144,6 +143,16 @@ pub(crate) fn plugins(
     if read.mistakes.is_empty() { Ok(plugins) } else { Err(Mistakes(read.mistakes)) }
 }
 
+/// Where health and metrics are served, for a command that needs nothing else.
+///
+/// # Errors
+/// When it is no address.
+pub(crate) fn http_listen(environment: &Environment) -> Result<Option<SocketAddr>, Mistakes> {
+    let mut read = Reader::new(environment);
+    let address = read.http_listen();
+    if read.mistakes.is_empty() { Ok(address) } else { Err(Mistakes(read.mistakes)) }
+}
+
 /// What `gateway` and `serve` need beside their own settings.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -167,8 +176,7 @@ fn subcommand<T>(
     let connection = read.connection();
     let nats = read.nats(&connection);
     let grace = read.or(&SHUTDOWN_GRACE, DURATION, duration(0), relay::GRACE);
-    let expected = "an address and port such as 127.0.0.1:9090 or [::]:9090";
-    let http_listen = read.optional(&HTTP_LISTEN, expected, |text| text.parse().ok());
+    let http_listen = read.http_listen();
     let log = read.log();
     match (own, nats) {
         (Some(own), Some(nats)) if read.mistakes.is_empty() => {
@@ -192,6 +200,11 @@ pub(crate) fn serve(environment: &Environment) -> Result<(Shared, Backend), Mist
 }
 
 impl Reader<'_> {
+    fn http_listen(&mut self) -> Option<SocketAddr> {
+        let expected = "an address and port such as 127.0.0.1:9090 or [::]:9090";
+        self.optional(&HTTP_LISTEN, expected, |text| text.parse().ok())
+    }
+
     fn relay(&mut self, intake: &Intake) -> Option<relay::Settings> {
         let listen = self.required_prefix(&NATS_SUBJECT_PREFIX);
         let relayed = self.required_prefix(&NATS_RELAYED_SUBJECT_PREFIX);

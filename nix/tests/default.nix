@@ -664,7 +664,7 @@ let
       in
       is
         (map (part: lib.hasInfix part text) [
-          "${package}/bin/nats-webhook-relay plugin check \"$out\"/'is-file.wasm'"
+          "${package}/bin/nats-webhook-relay plugin check \"$out\"/is-file.wasm"
           ''# {"PLUGIN_MEMORY":"1GiB"}''
         ])
         [

@@ -57,6 +57,7 @@ let
         "cargo-deny"
         "clippy"
         "deadnix"
+        "installShellFiles"
         "nats-server"
         "natscli"
         "nixfmt"
@@ -95,6 +96,7 @@ let
         };
         stdenv = {
           mkDerivation = build;
+          buildPlatform.canExecute = platform: platform.system == system;
           hostPlatform = {
             inherit system;
             isLinux = lib.hasSuffix "-linux" system;

@@ -47,7 +47,15 @@ let
     concatMapStringsSep =
       separator: f: list:
       concatStringsSep separator (map f list);
-    escapeShellArg = text: "'" + builtins.replaceStrings [ "'" ] [ "'\\''" ] (toString text) + "'";
+    escapeShellArg =
+      value:
+      let
+        text = toString value;
+      in
+      if builtins.match "[[:alnum:],._+:@%/-]+" text == null then
+        "'${builtins.replaceStrings [ "'" ] [ "'\\''" ] text}'"
+      else
+        text;
     filterAttrs =
       keep: set:
       listToAttrs (
@@ -70,7 +78,6 @@ let
     optional = condition: value: if condition then [ value ] else [ ];
     optionalAttrs = condition: set: if condition then set else { };
     optionalString = condition: text: if condition then text else "";
-    optionals = condition: list: if condition then list else [ ];
     stringAsChars =
       f: text: concatStringsSep "" (genList (i: f (substring i 1 text)) (stringLength text));
     toList = value: if isList value then value else [ value ];
@@ -92,14 +99,6 @@ let
         description = "Whether to enable ${what}.";
       };
     mkForce = mkOverride 50;
-    mkIf = condition: content: {
-      _type = "if";
-      inherit condition content;
-    };
-    mkMerge = contents: {
-      _type = "merge";
-      inherit contents;
-    };
     mkOption = attributes: attributes // { _type = "option"; };
 
     evalModules =
@@ -193,47 +192,28 @@ let
         mergeOptions (loc ++ [ name ]) a.${name} value
     ) b;
 
-  # Definitions with their conditions moved one level down, so that names can be known before conditions are.
-  pushDown =
-    value:
-    let
-      inside = wrap: content: map (mapAttrs (_: wrap)) (pushDown content);
-    in
-    if kind value == "merge" then
-      concatMap pushDown value.contents
-    else if kind value == "if" then
-      inside (lib.mkIf value.condition) value.content
-    else if kind value == "override" then
-      inside (mkOverride value.priority) value.content
-    else
-      [ value ];
-
-  # The plain values that remain of a definition, with their priorities.
+  # A definition with its priority.
   discharge =
     value:
-    if kind value == "merge" then
-      concatMap discharge value.contents
-    else if kind value == "if" then
-      (if value.condition then discharge value.content else [ ])
-    else if kind value == "override" then
-      map (plain: plain // { inherit (value) priority; }) (discharge value.content)
+    if kind value == "override" then
+      {
+        inherit (value) priority;
+        value = value.content;
+      }
     else
-      [
-        {
-          priority = 100;
-          inherit value;
-        }
-      ];
+      {
+        priority = 100;
+        inherit value;
+      };
 
   evalTree =
     loc: options: definitions:
     let
-      sets = concatMap pushDown definitions;
-      unknown = filter (name: !options ? ${name}) (concatMap attrNames sets);
+      unknown = filter (name: !options ? ${name}) (concatMap attrNames definitions);
       at =
         name: option:
         (if kind option == "option" then evalOption else evalTree) (loc ++ [ name ]) option (
-          builtins.catAttrs name sets
+          builtins.catAttrs name definitions
         );
     in
     if unknown != [ ] then
@@ -253,7 +233,7 @@ let
   mergeDefinitions =
     loc: type: definitions:
     let
-      plain = concatMap discharge definitions;
+      plain = map discharge definitions;
       first = foldl' (a: b: if a < b then a else b) 9999 (map (value: value.priority) plain);
       values = map (value: value.value) (filter (value: value.priority == first) plain);
       wrong = filter (value: !type.check value) values;
@@ -290,10 +270,6 @@ let
   stringLike = value: isString value || isPath value || value ? outPath;
 
   types = {
-    anything = mkType {
-      name = "anything";
-      check = _: true;
-    };
     enum =
       values:
       mkType {
@@ -346,13 +322,11 @@ let
         merge =
           loc: values:
           let
-            sets = concatMap pushDown values;
-            names = attrNames (foldl' (a: b: a // b) { } sets);
-            merged = lib.genAttrs names (
-              name: mergeDefinitions (loc ++ [ name ]) element (builtins.catAttrs name sets)
-            );
+            names = attrNames (foldl' (a: b: a // b) { } values);
           in
-          mapAttrs (_: head) (lib.filterAttrs (_: value: value != [ ]) merged);
+          lib.genAttrs names (
+            name: head (mergeDefinitions (loc ++ [ name ]) element (builtins.catAttrs name values))
+          );
       };
 
     either =
