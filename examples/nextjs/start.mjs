@@ -18,6 +18,7 @@ const next = join(here, "node_modules/next/dist/bin/next");
 /** Starts everything, and returns the addresses, and what a test needs to get in the way. */
 export async function start({ say = console.log } = {}) {
   const processes = new Set();
+  process.once("exit", () => processes.forEach((each) => each.kill()));
   const folder = await mkdtemp(join(tmpdir(), "nextjs-example-"));
 
   /** Runs a program until `stop`; its output is shown if it ends by itself. */
@@ -28,7 +29,8 @@ export async function start({ say = console.log } = {}) {
     const ended = once(child, "close");
     const self = {
       output: () => output,
-      stop: async (signal = "SIGTERM") => {
+      kill: (signal) => child.kill(signal),
+      stop: async (signal) => {
         processes.delete(self);
         child.kill(signal);
         await ended;
@@ -50,8 +52,10 @@ export async function start({ say = console.log } = {}) {
     await rm(folder, { recursive: true, force: true });
   }
 
-  const [natsPort, webSocketPort, backendPort, ...frontendPorts] = await freePorts(6);
+  // Tests start more instances on the last ports.
+  const [natsPort, webSocketPort, backendPort, ...frontendPorts] = await freePorts(7);
   const frontends = frontendPorts.map((port) => `http://localhost:${port}`);
+  const webSocket = `ws://localhost:${webSocketPort}`;
   const backend = `http://localhost:${backendPort}`;
   const keys = await createOperatorMode({
     port: natsPort,
@@ -90,16 +94,16 @@ export async function start({ say = console.log } = {}) {
       },
       (output) => output.includes("ready"),
     );
-  const startFrontend = (port, env) =>
+  const startFrontend = (port, { command = "start", folder = here, env } = {}) =>
     run(
       "the frontend",
       process.execPath,
-      [next, ...(env?.mode ?? ["start"]), "--hostname", "127.0.0.1", "--port", String(port)],
+      [next, command, folder, "--hostname", "127.0.0.1", "--port", String(port)],
       {
         BACKEND_URL: backend,
-        FRONTEND_URLS: frontends.join(" "),
+        FRONTEND_URLS: frontends.slice(0, 2).join(" "),
         WEBHOOK_SECRET: webhookSecret,
-        NATS_WEBSOCKET_URL: `ws://localhost:${webSocketPort}`,
+        NATS_WEBSOCKET_URL: webSocket,
         NATS_BROWSERS_SEED: keys.browsersSeed,
         NATS_BROWSER_SUBJECTS: "relayed.cache.>",
         ...env,
@@ -107,7 +111,7 @@ export async function start({ say = console.log } = {}) {
       (output) => output.includes("Ready in"),
     );
 
-  const system = { frontends, backend, gates, stop, startRelay, startNatsServer, startFrontend, webSocketPort, frontendPorts };
+  const system = { frontends, frontendPorts, backend, webSocket, gates, startNatsServer, startRelay, startFrontend, stop };
   try {
     await prepare(say);
     system.natsServer = await startNatsServer();
@@ -152,12 +156,12 @@ async function build(command, args, cwd = here) {
   return lines.trim().split("\n").at(-1);
 }
 
-/** Passes each call on to the port after `delay` milliseconds, or answers it with `status` itself. */
+/** Passes each call on to the port after a while, or answers it with `status` itself. */
 function createGate(port) {
-  const gate = { delay: 400, status: undefined, calls: 0 };
+  const gate = { pass: () => sleep(500), status: undefined, calls: 0 };
   const server = createServer(async (request, response) => {
     gate.calls++;
-    await sleep(gate.delay);
+    await gate.pass();
     if (gate.status) return response.writeHead(gate.status).end();
     const { method, url: path, headers } = request;
     const passed = call({ host: "127.0.0.1", port, method, path, headers }, (answer) => {
