@@ -2,7 +2,7 @@
 import { spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { once } from "node:events";
-import { existsSync } from "node:fs";
+import { existsSync, rmSync } from "node:fs";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { createServer, request as call } from "node:http";
 import { tmpdir } from "node:os";
@@ -18,8 +18,13 @@ const next = join(here, "node_modules/next/dist/bin/next");
 /** Starts everything, and returns the addresses, and what a test needs to get in the way. */
 export async function start({ say = console.log } = {}) {
   const processes = new Set();
-  process.once("exit", () => processes.forEach((each) => each.kill()));
   const folder = await mkdtemp(join(tmpdir(), "nextjs-example-"));
+  // Nothing is left behind, however this process ends.
+  process.once("exit", () => {
+    for (const each of processes) each.kill("SIGKILL");
+    rmSync(folder, { recursive: true, force: true });
+  });
+  for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => process.exit(1));
 
   /** Runs a program until `stop`; its output is shown if it ends by itself. */
   async function run(name, command, args, env, isReady) {
@@ -186,6 +191,5 @@ async function freePorts(count) {
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
   const system = await start();
-  console.log(`\nOpen ${system.frontends[0]}, and press Ctrl-C to end.`);
-  for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => system.stop());
+  console.log(`open ${system.frontends[0]} (Ctrl-C ends)`);
 }

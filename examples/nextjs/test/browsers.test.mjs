@@ -1,7 +1,7 @@
 // The example in real browsers: what a visitor sees, and what a stranger does not.
 import assert from "node:assert/strict";
 import { cp, readFile, rm, writeFile } from "node:fs/promises";
-import { after, before, test } from "node:test";
+import { after, afterEach, before, test as plainTest } from "node:test";
 import { fileURLToPath } from "node:url";
 import { encodeUser } from "@nats-io/jwt";
 import { createAccount, createUser } from "@nats-io/nkeys";
@@ -10,6 +10,7 @@ import { start } from "../start.mjs";
 
 const flags = `--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
   --disable-component-update --disable-sync`.split(/\s+/);
+const test = (name, run) => plainTest(name, { timeout: 150_000 }, run);
 const limit = { timeout: 60_000 };
 let system, browser;
 /** Pages that are open during all tests: two on each of two instances. */
@@ -17,7 +18,6 @@ let pages;
 
 before(async () => {
   system = await start({ say: () => {} });
-  for (const gate of system.gates) gate.pass = async () => {};
   browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: flags });
   const [first, second] = system.frontends;
   pages = await Promise.all([first, first, second, second].map((frontend) => open(`${frontend}/articles/1`)));
@@ -27,6 +27,8 @@ after(async () => {
   await browser?.close();
   await system?.stop();
 });
+
+afterEach(() => system?.gates.forEach((gate) => Object.assign(gate, { status: undefined, pass: async () => {} })));
 
 /** Opens a page as another visitor would, and notes all that it hears, fetches and shows. */
 async function open(url, context) {
@@ -71,7 +73,7 @@ async function save(title, id = "1") {
 
 async function shows(page, title) {
   await page.locator("h1", { hasText: new RegExp(`^${title}$`) }).waitFor(limit).catch(async () => {
-    assert.fail(`${page.url()} shows ${await page.locator("h1").textContent()}, not ${title}; the relay:\n${system.relay.output()}`);
+    assert.fail(`${page.url()} shows ${await page.locator("h1").textContent()}, not ${title}; the relay:\n${system.relay.output().slice(-3000)}`);
   });
 }
 
@@ -149,7 +151,6 @@ test("side by side: stale without the relay, fresh with it", async () => {
   await frame("Editor").getByText("Saved as revision").waitFor(limit);
   assert.equal(await without.locator("h1").textContent(), "The harbour opens again", "nothing tells it to ask again");
   if (process.env.SCREENSHOT) await page.screenshot({ path: process.env.SCREENSHOT });
-  for (const gate of system.gates) gate.pass = async () => {};
   await page.close();
 });
 
@@ -164,12 +165,13 @@ test("after each save, every open page shows the new text", async () => {
 });
 
 test("while one instance answers 503, no browser is told, and afterwards all are", async () => {
-  const heard = pages.map((page) => page.heard);
+  const before = await save("Fair weather");
+  await until(() => pages.every((page) => page.heard === before), "all hear of it");
   const [, gate] = system.gates;
   Object.assign(gate, { status: 503, calls: 0 });
   await save("Through the storm");
   await until(() => gate.calls >= 3, "the relay tries again");
-  assert.deepEqual(pages.map((page) => page.heard), heard);
+  for (const page of pages) assert.equal(page.heard, before);
   gate.status = undefined;
   await allShow("Through the storm");
 });
@@ -252,7 +254,7 @@ test("the session is renewed before it ends", async () => {
   await instance.stop();
 });
 
-test("a forged cookie, an expired one, or none hears nothing", async () => {
+test("a forged cookie, or none, hears nothing", async () => {
   const [frontend] = system.frontends;
   const rights = { bearer_token: true, sub: { allow: [">"] } };
   const forged = await encodeUser("browser", createUser(), createAccount(), rights);
@@ -291,7 +293,6 @@ test("a tenant hears nothing of another one", async () => {
 test("browsers cannot publish", async () => {
   const [frontend] = system.frontends;
   const page = await blank(frontend, await vend(frontend));
-  const heard = pages.map((each) => each.heard);
   const forged = '{"entity":"article","id":"1","revision":999999}';
   const subjects = ["relayed.cache.article.1", "cms.cache.article.1", "$JS.API.INFO", "_INBOX.x"];
   const answer = await speak(page, ...subjects.map((subject) => `PUB ${subject} ${forged.length}\r\n${forged}`));
@@ -299,7 +300,6 @@ test("browsers cannot publish", async () => {
   const revision = await save("Genuine");
   await allShow("Genuine");
   for (const each of pages) assert.equal(each.heard, revision);
-  assert.ok(heard.every((before) => before < revision));
 });
 
 test("the route takes only calls that the relay has signed", async () => {
