@@ -11,8 +11,9 @@ fn root() -> &'static Path {
 
 /// The documents that people read, by their paths from the root.
 fn documents() -> Vec<PathBuf> {
+    let single = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"];
     let mut documents: Vec<PathBuf> =
-        ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"].map(PathBuf::from).into();
+        single.into_iter().chain(["examples/monitoring/README.md"]).map(PathBuf::from).collect();
     for folder in ["docs", "plugins"] {
         for entry in std::fs::read_dir(root().join(folder)).unwrap() {
             let path = entry.unwrap().path();
