@@ -11,8 +11,8 @@ fn root() -> &'static Path {
 
 /// The documents that people read, by their paths from the root.
 fn documents() -> Vec<PathBuf> {
-    let mut documents: Vec<PathBuf> =
-        ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"].map(PathBuf::from).into();
+    let single = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"];
+    let mut documents: Vec<PathBuf> = single.into_iter().map(PathBuf::from).collect();
     for folder in ["docs", "plugins", "examples"] {
         for entry in std::fs::read_dir(root().join(folder)).unwrap() {
             let path = entry.unwrap().path();

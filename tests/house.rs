@@ -180,6 +180,52 @@ fn a_circle_is_found_however_the_import_is_written() {
     assert_eq!(find(&across), (0, 2), "folders that import each other by different files");
 }
 
+/// The arrows of the floor plan in `docs/architecture.md`, and the rooms at its foot, which
+/// everybody may import.
+fn floor_plan(document: &str) -> (Graph, BTreeSet<String>) {
+    let figure = document.split("```mermaid\n").nth(1).unwrap().split("```").next().unwrap();
+    let common = figure.split("common[\"").nth(1).unwrap().split('"').next().unwrap();
+    let mut arrows = Graph::new();
+    for (from, to) in figure.lines().filter_map(|line| line.split_once(" --> ")) {
+        for room in from.trim().split(" & ") {
+            let to = to.split(" & ").map(str::to_owned);
+            arrows.entry(room.to_owned()).or_default().extend(to);
+        }
+    }
+    (arrows, common.split(", ").map(str::to_owned).collect())
+}
+
+/// Where the arrows lead from a room, directly or by way of others.
+fn below(arrows: &Graph, room: &str) -> BTreeSet<String> {
+    let next = arrows.get(room).into_iter().flatten();
+    next.flat_map(|next| below(arrows, next).into_iter().chain([next.clone()])).collect()
+}
+
+#[test]
+fn the_floor_plan_is_the_real_one() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/architecture.md");
+    let (arrows, common) = floor_plan(&std::fs::read_to_string(path).unwrap());
+    let drawn = |room: &String| match common.contains(room) {
+        true => "common".to_owned(),
+        false => room.clone(),
+    };
+    let mut real = Graph::new();
+    for (room, others) in folders(&imports(&modules()), 1) {
+        real.entry(drawn(&room)).or_default().extend(others.iter().map(drawn));
+    }
+    for (room, others) in &real {
+        let below = below(&arrows, room);
+        for other in others.iter().filter(|other| *other != room) {
+            assert!(below.contains(other), "{room} imports {other}: no arrow leads there");
+        }
+    }
+    for (room, others) in &arrows {
+        for other in others {
+            assert!(real[room].contains(other), "{room} --> {other}: there is no such import");
+        }
+    }
+}
+
 #[test]
 fn rooms_beside_each_other_do_not_know_each_other() {
     let rooms = folders(&imports(&modules()), 1);

@@ -131,8 +131,8 @@ variables! {
          why.",
     ),
     NATS_RESYNC_SUBJECT: plain(
-        "After a gap, the webhook is called and then a message is published on this subject, so \
-         that nobody stays stale.",
+        "After a gap, the relay calls the webhook and then publishes a message on this subject, \
+         so that no browser stays stale.",
     ),
     NATS_QUEUE_GROUP: plain(
         "Replicas with the same queue group share the work. Order per subject then holds \
@@ -147,8 +147,8 @@ variables! {
         "Maximum size of the messages that wait. Default: 64MiB, with NATS_STREAM 16MiB.",
     ),
     NATS_STREAM: plain(
-        "JetStream mode: the stream that captures the listened subjects. Messages are \
-         acknowledged once they are relayed.",
+        "JetStream mode: the stream that captures the messages. Each is acknowledged once it is \
+         relayed.",
     ),
     NATS_CONSUMER: plain(
         "Name of the durable consumer on NATS_STREAM. Each frontend needs its own; the \
@@ -177,11 +177,11 @@ variables! {
          WEBHOOK_DESTINATION.",
     ),
     RESYNC_ON: plain(
-        "What resyncs follow, separated by commas: start, reconnect, slow-consumer, limits, \
-         failed. Default: all; with NATS_STREAM, failed.",
+        "Events that cause a resync, separated by commas: start, reconnect, slow-consumer, \
+         limits, failed. Default: all; with NATS_STREAM, failed.",
     ),
     RESYNC_INTERVAL: plain(
-        "Time between two resyncs; what is noticed meanwhile is merged.",
+        "Minimum time between two resyncs; further gaps in the meantime share the next one.",
     ).or("5s"),
     WEBHOOK_TIMEOUT: plain(
         "Time for one attempt, from connecting to the end of the answer.",
@@ -190,8 +190,8 @@ variables! {
         "Time for connecting within one attempt.",
     ).or("5s"),
     WEBHOOK_MAX_ATTEMPTS: plain(
-        "Attempts per message and destination, or unlimited. Between them: 100ms doubling to \
-         30s, with full jitter; Retry-After is honoured up to 5min.",
+        "Attempts for each message and destination, or unlimited. The wait between them doubles \
+         from 100ms to 30s, with full jitter; Retry-After is honoured up to 5min.",
     ).or("10"),
     WEBHOOK_RETRY_STATUS: plain(
         "Further statuses to retry, separated by commas (404 during deployments), in addition \
@@ -266,7 +266,7 @@ variables! {
         "Address for /healthz, /readyz and /metrics, such as 127.0.0.1:9090.",
     ),
     READY_MAX_LAG: plain(
-        "/readyz answers 503 while the oldest message that waits is older. Default: off.",
+        "/readyz answers 503 while a message has waited for longer. Default: off.",
     ),
     LOG_FORMAT: plain(
         "pretty, compact or json. Default: pretty on a terminal, else compact. Off a terminal, \
@@ -331,7 +331,8 @@ variables! {
     /// Those of `gateway`, beside the ones that it shares with the relay.
     GATEWAY_VARIABLES:
     GATEWAY_LISTEN: plain(
-        "Address to listen on, for HTTP/1.1 and HTTP/2 without TLS; a reverse proxy ends TLS.",
+        "Address to listen on, for HTTP/1.1 and HTTP/2 without TLS. For TLS, put a reverse proxy \
+         in front of it.",
     ).or("127.0.0.1:8080"),
     GATEWAY_SUBJECT_PREFIX: plain(
         "Required, unless GATEWAY_SUBJECT is set. With api, POST /a/b/c is sent to api.a.b.c, \
@@ -364,7 +365,7 @@ variables! {
          rotate it.",
     ),
     GATEWAY_SIGNATURE: plain(
-        "How they are signed: standard (Standard Webhooks), github or stripe.",
+        "How bodies are signed: standard (Standard Webhooks), github or stripe.",
     ).or("standard"),
     GATEWAY_TOKEN: secret(
         "Requests must carry this bearer token, or one of several, separated by white space.",
@@ -378,13 +379,13 @@ variables! {
     /// Those of `serve`, beside the ones that it shares with the relay.
     SERVE_VARIABLES:
     SERVE_DESTINATION: secret(
-        "Required. URL of the backend; path and query of a request are appended.",
+        "Required. URL of the backend; serve appends the path and the query of each request.",
     ),
     SERVE_SUBJECT_PREFIX: plain(
-        "Required for plain and nats-proxy. With api, it listens on api and api.>",
+        "Required for plain and nats-proxy. With api, serve listens on api and api.>",
     ),
     SERVE_HOST: plain(
-        "Required for roundtripper. With weather.nats, it listens on \
+        "Required for roundtripper. With weather.nats, serve listens on \
          nrt.requests.weather.nats.*",
     ),
     SERVE_FORMAT: plain(

@@ -6,8 +6,8 @@ export function withPath(payload, tail, base) {
   try {
     event = JSON.parse(new TextDecoder().decode(payload));
   } catch {
-    // `failed` is an error and goes to the failed subject; with the tag `reject` the message is dropped as decided.
-    // Anything else that is thrown fails the message too, and is in the relay's log.
+    // `failed` is an error, and the message goes to the failed subject. The tag `reject` drops the message deliberately.
+    // Anything else that you throw fails the message too, and is in the relay's log.
     throw { tag: "failed", val: "the payload is not JSON" };
   }
   if (event === null || typeof event !== "object" || Array.isArray(event)) {

@@ -1,12 +1,12 @@
 // The plugin {{name}}: what the relay calls. README.md says how to build and try it.
 //
-// Every hook is given a message: { id, subject, tail, headers: [[name, value], ...], payload }. The payload is bytes
-// (a Uint8Array), and so is the one that you return: of a string, nothing would be sent.
+// Every hook receives a message: { id, subject, tail, headers: [[name, value], ...], payload }. The payload is bytes
+// (a Uint8Array). Return bytes too: if you return a string, the body is empty.
 
 import { get } from "wasi:config/store@0.2.0-rc.1";
 import { withPath } from "./path.js";
 
-// Settings do not change, so they are read once. Not here, at the top level: it runs when the plugin is built.
+// Settings do not change, so the hook reads them once. The top level cannot: it runs when the plugin is built.
 let base;
 
 /** The body of the webhook call. */
@@ -18,7 +18,7 @@ export const webhookPayload = {
   },
 };
 
-// /** Headers of the webhook call. They take the place of those of the same name; others stay. */
+// /** Headers of the webhook call. They replace those of the same name; others stay. */
 // export const webhookHeaders = {
 //   set(message) {
 //     return [["x-length", new TextEncoder().encode(String(message.payload.length))]];

@@ -1,7 +1,7 @@
 """The plugin {{name}}: what the relay calls. README.md says how to build and try it.
 
-Every hook is given a message, with `id`, `subject`, `tail`, `headers` (a list of names and values) and `payload` (bytes).
-Import modules here at the top, not in functions: there are no files any more when the plugin runs.
+Every hook receives a message with `id`, `subject`, `tail`, `headers` (a list of names and values) and `payload` (bytes).
+Import modules here at the top, not in functions: the source files no longer exist when the plugin runs.
 """
 
 from functools import cache
@@ -14,7 +14,7 @@ from wit_world.imports.types import HookError_Failed, HookError_Reject, Message
 from path import with_path
 
 
-# Settings do not change, so they are read once. Not at the top level: it runs when the plugin is built.
+# Settings do not change, so they are read once, in a hook: the top level runs when the plugin is built.
 @cache
 def base() -> str:
     # The relay's variable PLUGIN_{{NAME}}_BASE.
@@ -28,13 +28,13 @@ class WebhookPayload(exports.WebhookPayload):
         try:
             return with_path(message.payload, message.tail, base())
         except ValueError as error:
-            # `Failed` is an error and goes to the failed subject; with `HookError_Reject` the message is dropped as
-            # decided. Any other exception fails the message too, and is in the relay's log.
+            # `Failed` is an error, and the message goes to the failed subject. `HookError_Reject` drops the message
+            # deliberately. Any other exception fails the message too, and is in the relay's log.
             raise Err(HookError_Failed(str(error)))
 
 
 # class WebhookHeaders(exports.WebhookHeaders):
-#     """Headers of the webhook call. They take the place of those of the same name; others stay."""
+#     """Headers of the webhook call. They replace those of the same name; others stay."""
 #
 #     def set(self, message: Message) -> list[tuple[str, bytes]]:
 #         return [("x-length", str(len(message.payload)).encode())]

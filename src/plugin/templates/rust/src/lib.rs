@@ -5,13 +5,13 @@ use nats_webhook_relay::plugin::types::{HookError, Message};
 use serde_json::Value;
 use wasi::config::store;
 
-// Makes Rust of wit/: one module and one trait `Guest` for each hook that wit/world.wit exports.
+// Generates Rust from wit/: a module with a trait `Guest` for each hook that wit/world.wit exports.
 wit_bindgen::generate!({ generate_all });
 
 /// What the relay calls.
 pub struct Plugin;
 
-// Only WebAssembly takes the names of the exports; the tests run without.
+// Only WebAssembly accepts the names of the exports, so the tests run without them.
 #[cfg(target_family = "wasm")]
 export!(Plugin);
 
@@ -20,7 +20,7 @@ impl hooks::webhook_payload::Guest for Plugin {
     fn transform(message: Message) -> Result<Vec<u8>, HookError> {
         // The relay's variable PLUGIN_{{NAME}}_BASE.
         let base = store::get("BASE").ok().flatten().unwrap_or_default();
-        // `Failed` is an error and goes to the failed subject. `Reject` drops the message as decided.
+        // `Failed` is an error, and the message goes to the failed subject. `Reject` drops it deliberately.
         with_path(&message.payload, &message.tail, &base).map_err(HookError::Failed)
     }
 }
@@ -38,7 +38,7 @@ fn with_path(payload: &[u8], tail: &str, base: &str) -> Result<Vec<u8>, String> 
     }
 }
 
-// /// Headers of the webhook call. They take the place of those of the same name; others stay.
+// /// Headers of the webhook call. They replace those of the same name; others stay.
 // impl hooks::webhook_headers::Guest for Plugin {
 //     fn set(message: Message) -> Result<Vec<(String, Vec<u8>)>, HookError> {
 //         Ok(vec![("x-length".to_owned(), message.payload.len().to_string().into_bytes())])
