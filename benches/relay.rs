@@ -26,11 +26,16 @@ use tempfile::TempDir;
 mod coalesce;
 mod gateway;
 mod jetstream;
+mod operate;
 mod plugins;
 
 #[path = "../tests/support/nats.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod nats;
+
+#[path = "../tests/support/dns.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod dns;
 
 // What `nats` takes from the tests' support.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -78,6 +83,9 @@ fn main() {
             }
             if arguments.iter().any(|argument| argument == "--coalesce") {
                 return runtime.block_on(coalesce::compare(quick));
+            }
+            if arguments.iter().any(|argument| argument == "--operate") {
+                return runtime.block_on(operate::compare(quick));
             }
             if arguments.iter().any(|argument| argument == "--gateway") {
                 return runtime.block_on(gateway::compare(quick));
@@ -251,7 +259,18 @@ async fn relay_on(
     environment: &[(&str, String)],
 ) -> Figures {
     let (_endpoint, url) = start_endpoint(after_ms);
-    let relay = Relay::start(&nats.url(), &url, log, environment);
+    relay_at(nats, &url, size, messages, log, environment).await
+}
+
+async fn relay_at(
+    nats: nats::NatsServer,
+    url: &str,
+    size: usize,
+    messages: usize,
+    log: &str,
+    environment: &[(&str, String)],
+) -> Figures {
+    let relay = Relay::start(&nats.url(), url, log, environment);
     let client = nats.client().await;
     let mut relayed = client.subscribe("relayed.cache.>").await.unwrap();
     send(&client, &mut relayed, size, IN_FLIGHT * 10).await;

@@ -55,15 +55,21 @@ static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(())
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn with_one_server() {
-    chaos(1).await;
+    chaos(1, false).await;
+}
+
+/// COALESCE and NATS_RESYNC_SUBJECT: calls stand for several messages, and others for none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn with_one_server_shared_calls_and_resyncs() {
+    chaos(1, true).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn with_a_cluster_of_three() {
-    chaos(3).await;
+    chaos(3, false).await;
 }
 
-async fn chaos(servers: usize) {
+async fn chaos(servers: usize, shared: bool) {
     let wanted = |name: &str, default: &str| {
         std::env::var(name).ok().filter(|text| !text.is_empty()).unwrap_or(default.to_owned())
     };
@@ -77,7 +83,9 @@ async fn chaos(servers: usize) {
     let (seed, seconds) =
         (number("CHAOS_SEED", "1"), Duration::from_secs(number("CHAOS_SECONDS", "20")));
     let attempts = wanted("CHAOS_ATTEMPTS", "unlimited");
-    println!("chaos: seed {seed}, {seconds:?}, {servers} server(s), {attempts} attempts");
+    println!(
+        "chaos: seed {seed}, {seconds:?}, {servers} server(s), {attempts} attempts, shared calls: {shared}"
+    );
 
     let mut rng = Rng::with_seed(seed);
     let diary = Diary::begin();
@@ -98,7 +106,7 @@ async fn chaos(servers: usize) {
     let webhook = Webhook::start(rng.u64(..)).await;
     let mut relays = Vec::new();
     for number in 0..RELAYS {
-        relays.push(Replica::start(number, &cluster, &webhook, &attempts).await);
+        relays.push(Replica::start(number, &cluster, &webhook, &attempts, shared).await);
     }
 
     let end = Instant::now() + seconds;
@@ -117,7 +125,7 @@ async fn chaos(servers: usize) {
     );
 
     diary.say("the chaos is over");
-    let mut record = Record::default();
+    let mut record = Record { shared, ..Record::default() };
     for publisher in publishers {
         record.acknowledged.extend(publisher.await.unwrap());
     }
@@ -147,6 +155,8 @@ async fn chaos(servers: usize) {
         diary.counts()
     );
     println!("{:<24}{:>8} {:?}", "webhook calls", record.calls.len(), by_answer(&record.calls));
+    let resyncs = webhook.resyncs.load(Ordering::Relaxed);
+    println!("{:<24}{resyncs:>8}", "resyncs called");
     println!("{:<24}{memory:>8} KiB of {MOST_MEMORY}", "memory at its highest");
     let mut wrong = verdict.wrong();
     if attempts == "unlimited" && verdict.failed > 0 {
@@ -158,10 +168,14 @@ async fn chaos(servers: usize) {
     if diary.times(SELF_ENDED) > 0 {
         wrong.push((SELF_ENDED, &[]));
     }
+    if shared && (resyncs == 0 || record.calls.len() >= record.relayed.len()) {
+        wrong.push(("no call was shared, or no resync called", &[]));
+    }
     if memory > MOST_MEMORY {
         wrong.push(("too much memory", &[]));
     }
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-{seed}-{servers}"));
+    let folder =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-{seed}-{servers}-{shared}"));
     if !wrong.is_empty() || std::env::var_os("CHAOS_KEEP").is_some() {
         keep(&folder, &logs, &mut cluster, &record);
     }
@@ -618,6 +632,8 @@ struct Webhook {
     slow: Arc<AtomicBool>,
     /// From then on it accepts everything, at once.
     healthy: Arc<AtomicBool>,
+    /// How many resyncs have been called.
+    resyncs: Arc<AtomicUsize>,
 }
 
 impl Webhook {
@@ -626,10 +642,20 @@ impl Webhook {
             (Arc::<Mutex<Vec<Call>>>::default(), Arc::<Mutex<HashMap<Key, u64>>>::default());
         let [away, slow, healthy] = std::array::from_fn(|_| Arc::<AtomicBool>::default());
         let shared = (calls.clone(), away.clone(), slow.clone(), healthy.clone());
+        let resyncs = Arc::<AtomicUsize>::default();
+        let counted = resyncs.clone();
         let port = raw(move |_, mut stream| {
             let (tries, (calls, away, slow, healthy)) = (tries.clone(), shared.clone());
+            let resyncs = counted.clone();
             Box::pin(async move {
                 while let Some(request) = request(&mut stream).await {
+                    if request.contains("\r\nnats-resync: ") {
+                        resyncs.fetch_add(1, Ordering::Relaxed);
+                        match reply(&mut stream, Answer::Accepted).await {
+                            true => continue,
+                            false => return,
+                        }
+                    }
                     let (mut call, delay) = {
                         let (key, id) = called(&request);
                         let mut tries = tries.lock().unwrap();
@@ -662,7 +688,7 @@ impl Webhook {
             })
         })
         .await;
-        Self { port, calls, away, slow, healthy }
+        Self { port, calls, away, slow, healthy, resyncs }
     }
 
     fn url(&self) -> String {
@@ -724,6 +750,7 @@ struct Replica {
     proxies: Vec<Arc<Proxy>>,
     webhook: String,
     attempts: String,
+    shared: bool,
     relay: Relay,
     /// The most that any of its lives has occupied, in KiB, as far as was seen.
     memory: u64,
@@ -732,20 +759,27 @@ struct Replica {
 }
 
 impl Replica {
-    async fn start(number: usize, cluster: &Cluster, webhook: &Webhook, attempts: &str) -> Self {
+    async fn start(
+        number: usize,
+        cluster: &Cluster,
+        webhook: &Webhook,
+        attempts: &str,
+        shared: bool,
+    ) -> Self {
         let mut proxies = Vec::new();
         for port in cluster.ports() {
             proxies.push(Arc::new(Proxy::to(port).await));
         }
         let (webhook, attempts) = (webhook.url(), attempts.to_owned());
-        let relay = spawn(number, &proxies, &webhook, &attempts);
-        Self { number, proxies, webhook, attempts, relay, memory: 0, logs: Vec::new() }
+        let relay = spawn(number, &proxies, &webhook, &attempts, shared);
+        Self { number, proxies, webhook, attempts, shared, relay, memory: 0, logs: Vec::new() }
     }
 
     /// Begins another life.
     fn spawn(&mut self) {
         self.logs.push(self.relay.log());
-        self.relay = spawn(self.number, &self.proxies, &self.webhook, &self.attempts);
+        let Self { number, proxies, webhook, attempts, shared, .. } = self;
+        self.relay = spawn(*number, proxies, webhook, attempts, *shared);
     }
 
     /// Ends a life.
@@ -814,11 +848,17 @@ impl Replica {
     }
 }
 
-fn spawn(number: usize, proxies: &[Arc<Proxy>], webhook: &str, attempts: &str) -> Relay {
+fn spawn(
+    number: usize,
+    proxies: &[Arc<Proxy>],
+    webhook: &str,
+    attempts: &str,
+    shared: bool,
+) -> Relay {
     // The first one has no patience: neither with calls nor at its end.
     let (call, grace) = if number == 0 { ("1s", "3s") } else { ("30s", "12s") };
     let nats: Vec<_> = proxies.iter().map(|proxy| proxy.url()).collect();
-    let variables = [
+    let mut variables = vec![
         ("NATS_STREAM", "CMS"),
         ("NATS_CONSUMER", CONSUMER),
         ("NATS_DELIVER", "all"),
@@ -828,6 +868,15 @@ fn spawn(number: usize, proxies: &[Arc<Proxy>], webhook: &str, attempts: &str) -
         ("SHUTDOWN_GRACE", grace),
         ("RUST_LOG", "info,nats_webhook_relay::relay=debug,nats_webhook_relay::webhook=debug"),
     ];
+    if shared {
+        variables.extend([
+            ("COALESCE", "subject"),
+            ("COALESCE_WINDOW", "20ms"),
+            ("NATS_RESYNC_SUBJECT", "resync"),
+            ("RESYNC_ON", "start,reconnect,failed"),
+            ("RESYNC_INTERVAL", "1s"),
+        ]);
+    }
     Relay::spawn(&nats.join(","), webhook, &variables)
 }
 

@@ -61,6 +61,8 @@ pub struct Record {
     /// In the stream's order, with a dedup window longer than the run.
     pub relayed: Vec<Copy>,
     pub failed: Vec<Copy>,
+    /// Whether the call of a message may stand for earlier ones of its subject.
+    pub shared: bool,
 }
 
 /// The messages with which something is wrong, and how many there were in all.
@@ -100,7 +102,7 @@ impl Verdict {
             lost: record.acknowledged.iter().filter(missing).cloned().collect(),
             duplicated: duplicated(&record.relayed),
             out_of_order: out_of_order(&record.relayed),
-            barrier_violations: barrier_violations(&record.relayed, &record.calls),
+            barrier_violations: barrier_violations(record),
             lost_by_the_server: record
                 .acknowledged
                 .iter()
@@ -169,13 +171,19 @@ fn out_of_order(relayed: &[Copy]) -> Vec<Key> {
     overtaken.cloned().collect()
 }
 
-fn barrier_violations(relayed: &[Copy], calls: &[Call]) -> Vec<Key> {
+fn barrier_violations(record: &Record) -> Vec<Key> {
     let mut accepted: HashMap<(&Key, &str), SystemTime> = HashMap::new();
-    for call in calls.iter().filter(|call| call.answer == Answer::Accepted) {
+    let mut by_subject: HashMap<&str, Vec<(u64, SystemTime)>> = HashMap::new();
+    for call in record.calls.iter().filter(|call| call.answer == Answer::Accepted) {
         let first = accepted.entry((&call.key, &call.id)).or_insert(call.at);
         *first = call.at.min(*first);
+        by_subject.entry(&call.key.subject).or_default().push((call.key.number, call.at));
     }
-    let before =
-        |copy: &&Copy| accepted.get(&(&copy.key, &*copy.id)).is_none_or(|at| *at > copy.at);
-    relayed.iter().filter(before).map(|copy| copy.key.clone()).collect()
+    let violates = |copy: &&Copy| {
+        let own = accepted.get(&(&copy.key, &*copy.id)).is_some_and(|at| *at <= copy.at);
+        let calls = by_subject.get(&*copy.key.subject).into_iter().flatten();
+        let mut later = calls.filter(|(number, _)| *number > copy.key.number);
+        !own && !(record.shared && later.any(|(_, at)| *at <= copy.at))
+    };
+    record.relayed.iter().filter(violates).map(|copy| copy.key.clone()).collect()
 }
