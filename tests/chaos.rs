@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 use support::cluster::{Cluster, Stored, ask, read_stream, until};
@@ -979,6 +979,7 @@ fn good() -> Record {
         calls: keys.iter().enumerate().map(call).collect(),
         relayed: keys.iter().enumerate().map(copy).collect(),
         failed: Vec::new(),
+        shared: false,
     }
 }
 
@@ -993,6 +994,25 @@ fn wrong_after(spoil: impl FnOnce(&mut Record)) -> Vec<String> {
             format!("{what}: {}", keys.iter().map(Key::to_string).collect::<Vec<_>>().join(", "))
         })
         .collect()
+}
+
+#[test]
+fn the_call_of_a_later_message_counts_where_calls_are_shared() {
+    // The first message of s0 has no call of its own, and that of the second comes before or after it is relayed.
+    let spoil = |record: &mut Record, at: u64| {
+        record.calls.remove(0);
+        record.calls[1].at = SystemTime::UNIX_EPOCH + Duration::from_secs(at);
+    };
+    let before = |record: &mut Record| spoil(record, 0);
+    assert_eq!(wrong_after(before), ["barrier violation: s0 1"]);
+    let shared = |at| {
+        move |record: &mut Record| {
+            record.shared = true;
+            spoil(record, at);
+        }
+    };
+    assert!(wrong_after(shared(0)).is_empty());
+    assert_eq!(wrong_after(shared(15)), ["barrier violation: s0 1"]);
 }
 
 #[test]
