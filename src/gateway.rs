@@ -10,7 +10,9 @@ mod patience;
 mod refusal;
 pub(crate) mod server;
 
-use crate::exchange::{self, Format, Malformed, Parcel, Request, Response, fields, path};
+use crate::exchange::{
+    self, Format, Malformed, Parcel, Request, Response, fields, path, roundtripper,
+};
 use crate::gateway::auth::{Token, Verifier};
 use crate::gateway::refusal::Refusal;
 use crate::headers;
@@ -132,6 +134,8 @@ impl Gateway {
         let (status, bytes) = (response.status.as_u16(), response.body.len());
         let answer = Answer { status, bytes, elapsed: began.elapsed() };
         let (peer, method): (&dyn Display, _) = (&peer, method.as_str());
+        // A client may fill all that headers may have with it.
+        let method = method.get(..roundtripper::MOST_METHOD).unwrap_or(method);
         self.observer.note(&Event::RequestAnswered { peer, method, answer });
         (response, place)
     }
@@ -224,7 +228,7 @@ impl Gateway {
             To::Subject(subject) => subject.clone(),
             To::Host { prefix, fixed } => {
                 let host = fixed.as_deref().unwrap_or(host);
-                exchange::roundtripper::subjects(prefix, &exchange::roundtripper::host(host)?)
+                roundtripper::subjects(prefix, &roundtripper::host(host)?)
             }
             To::Prefix(prefix) => {
                 let tokens = match self.settings.format {
@@ -238,7 +242,7 @@ impl Gateway {
             }
         };
         // Room for a dot and a method.
-        if subject.len() + 1 + exchange::roundtripper::MOST_METHOD > MAX_SUBJECT_BYTES {
+        if subject.len() + 1 + roundtripper::MOST_METHOD > MAX_SUBJECT_BYTES {
             return Err(Malformed::new("the path is too long for a subject").into());
         }
         Ok(subject)
@@ -265,8 +269,8 @@ impl Gateway {
                     To::Host { fixed: Some(host), .. } => host,
                     _ => host,
                 };
-                let host = exchange::roundtripper::host(host)?;
-                let (method, parcel) = exchange::roundtripper::request(&request, &host)?;
+                let host = roundtripper::host(host)?;
+                let (method, parcel) = roundtripper::request(&request, &host)?;
                 subject = format!("{subject}.{method}");
                 parcel
             }
@@ -319,7 +323,7 @@ impl Gateway {
         let read = match self.settings.format {
             Format::Plain => exchange::plain::read_response(headers, reply.payload),
             Format::NatsProxy => exchange::nats_proxy::read_response(&reply.payload),
-            Format::Roundtripper => exchange::roundtripper::read_response(&reply.payload),
+            Format::Roundtripper => roundtripper::read_response(&reply.payload),
         };
         read.map_err(Refusal::bad_reply)
     }
