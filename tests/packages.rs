@@ -13,7 +13,7 @@ use support::relay::{Relay, field, run};
 
 #[tokio::test]
 async fn healthcheck_ends_with_0_while_the_relay_is_alive_and_otherwise_with_1() {
-    let nats = NatsServer::start().await;
+    let nats = NatsServer::start();
     let listen = [("HTTP_LISTEN", "127.0.0.1:0")];
     let mut relay = Relay::start(&nats.url(), "http://127.0.0.1:9/", &listen).await;
     let line = relay.logged("serving /healthz").await;
