@@ -47,8 +47,9 @@ rustPlatform.buildRustPackage {
   nativeBuildInputs = [ installShellFiles ];
   # The program makes them itself.
   postInstall = lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
-    $out/bin/${manifest.name} generate man >${manifest.name}.1
-    installManPage ${manifest.name}.1
+    mkdir man
+    $out/bin/${manifest.name} generate man man
+    installManPage man/*
     for shell in bash fish zsh; do
       $out/bin/${manifest.name} generate completions $shell >completions.$shell
       installShellCompletion --cmd ${manifest.name} --$shell completions.$shell

@@ -45,7 +45,8 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 
 fn execute(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     process_metrics::started();
-    let matches = match command_line().try_get_matches_from(arguments) {
+    let everything = command_line().subcommand(generate::command_line());
+    let matches = match everything.try_get_matches_from(arguments) {
         Ok(matches) => matches,
         Err(error) => {
             let _ = error.print();
@@ -59,6 +60,8 @@ fn execute(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    // For all clients; a second call would find it installed, which is as good.
+    let _ = async_nats::rustls::crypto::ring::default_provider().install_default();
     match matches.subcommand() {
         Some(("plugin", matches)) => return runtime.block_on(plugin::main(matches)),
         Some(("healthcheck", _)) => return runtime.block_on(healthcheck::main()),
@@ -75,8 +78,6 @@ fn execute(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     };
     log::start(task.log());
     unknown.iter().for_each(|variable| warn!(variable, "unknown variable"));
-    // For both clients; a second call would find it installed, which is as good.
-    let _ = async_nats::rustls::crypto::ring::default_provider().install_default();
     let result = runtime.block_on(task.run(is_check));
     // Name look-ups may still block threads; nothing is owed to them.
     runtime.shutdown_background();
@@ -202,7 +203,6 @@ fn command_line() -> Command {
                 .about("Asks the relay on HTTP_LISTEN whether it is alive; exits with 1 when not"),
         )
         .subcommand(plugin::command_line())
-        .subcommand(generate::command_line())
 }
 
 /// What `gateway` and `serve` share with the relay.

@@ -13,7 +13,7 @@ use support::relay::{Relay, field, run};
 
 #[tokio::test]
 async fn healthcheck_ends_with_0_while_the_relay_is_alive_and_otherwise_with_1() {
-    let nats = NatsServer::start().await;
+    let nats = NatsServer::start();
     let listen = [("HTTP_LISTEN", "127.0.0.1:0")];
     let mut relay = Relay::start(&nats.url(), "http://127.0.0.1:9/", &listen).await;
     let line = relay.logged("serving /healthz").await;
@@ -40,22 +40,24 @@ fn healthcheck_says_what_is_wrong_with_the_address() {
 }
 
 #[test]
-fn completions_and_the_man_page_have_every_subcommand() {
-    let outputs = [
-        ["completions", "bash"].as_slice(),
-        &["completions", "fish"],
-        &["completions", "zsh"],
-        &["man"],
-    ];
-    for arguments in outputs {
-        let (status, stdout, stderr) = run(&[&["generate"], arguments].concat(), &[]);
-        assert!(status.success(), "{arguments:?}: {stderr}");
-        for name in ["check", "gateway", "serve", "healthcheck", "plugin"] {
-            assert!(stdout.contains(name), "{arguments:?} does not have {name}:\n{stdout}");
+fn completions_and_man_pages_have_every_subcommand() {
+    const SUBCOMMANDS: [&str; 5] = ["check", "gateway", "serve", "healthcheck", "plugin"];
+    for shell in ["bash", "fish", "zsh"] {
+        let (status, stdout, stderr) = run(&["generate", "completions", shell], &[]);
+        assert!(status.success() && !stdout.contains("generate"), "{shell}: {stderr}\n{stdout}");
+        for name in SUBCOMMANDS {
+            assert!(stdout.contains(name), "{shell} does not have {name}:\n{stdout}");
         }
     }
-    let (_, man, _) = run(&["generate", "man"], &[]);
-    assert!(man.contains("WEBHOOK_DESTINATION") && !man.contains("generate"), "{man}");
+    let folder = tempfile::TempDir::new().unwrap();
+    let (status, _, stderr) = run(&["generate", "man", folder.path().to_str().unwrap()], &[]);
+    assert!(status.success(), "{stderr}");
+    let page = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+    let main = page("nats-webhook-relay.1");
+    assert!(main.contains("WEBHOOK_DESTINATION") && !main.contains("generate"), "{main}");
+    for name in SUBCOMMANDS {
+        assert!(page(&format!("nats-webhook-relay-{name}.1")).contains(".TH"), "{name}");
+    }
 }
 
 /// The names in `part` of the chart's schema.

@@ -1,8 +1,8 @@
 //! `healthcheck`: asks the relay that runs with the same `HTTP_LISTEN` whether it is alive. For
 //! containers, which have neither a shell nor curl.
 
-use crate::config;
 use crate::config::environment::Environment;
+use crate::config::{self, Mistakes};
 use crate::observe::log;
 use anyhow::{Context, bail};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -25,7 +25,7 @@ pub(super) async fn main() -> ExitCode {
 }
 
 async fn ask() -> anyhow::Result<()> {
-    let environment = Environment::load(Path::new("."))?;
+    let environment = Environment::load(Path::new(".")).map_err(Mistakes::from)?;
     let address = config::http_listen(&environment)?
         .context("there is nothing to ask: HTTP_LISTEN is not set")?;
     // The address is this machine's own: no proxy, and no TLS.
