@@ -78,7 +78,7 @@ async fn demonstrate(folder: &Path) -> anyhow::Result<()> {
     println!();
     stop(relay)?;
     println!(
-        "\nBoth times the browser was told after the frontend was fresh, also when the first call had failed."
+        "\nBoth times, the browser learned of the change only after the frontend was fresh, even after a failed call."
     );
     println!("Next: README.md, or `cargo run -- --help`");
     Ok(())
