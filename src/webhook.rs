@@ -91,7 +91,7 @@ pub(crate) struct Webhook {
 
 enum Receiver {
     /// A destination that is called wherever its host is.
-    One(Target),
+    One(Box<Target>),
     /// One of which every instance is called.
     Every(Instances),
 }
@@ -201,7 +201,7 @@ impl Webhook {
                 Endpoint::new(destination, proxy, *connect_timeout, certificates, headers)?;
             observer.metrics().expect_calls(&destination.to_string());
             Ok(match settings.resolve.filter(|_| destination.is_looked_up()) {
-                None => Receiver::One(Target::new(endpoint, *rate_limit, observer)),
+                None => Receiver::One(Target::new(endpoint, *rate_limit, observer).into()),
                 Some(resolve) => {
                     Receiver::Every(Instances::new(endpoint, resolve, *rate_limit, observer))
                 }
@@ -373,7 +373,6 @@ impl Webhook {
         slot: &Slot<'_>,
         mut working: Working,
     ) -> Result<(StatusCode, u32), Refusal> {
-        let uncalled = called(delivery, &target.name, target.instance());
         let (mut refusal, mut short) = (Refusal::of(&target.name), 0);
         loop {
             if let Some(limit) = &target.limit {
@@ -390,6 +389,7 @@ impl Webhook {
             let elapsed = Some(began.elapsed());
             refusal.status = answer.as_ref().ok().map(|answer| answer.status);
             let status = refusal.status.map(|status| status.as_u16());
+            let uncalled = called(delivery, &target.name, target.instance());
             let call = event::Called { status, attempt, elapsed, ..uncalled };
             let verdict = verdict(refusal.status, &self.retry_status);
             if let (Verdict::Accepted, Some(status)) = (verdict, refusal.status) {
