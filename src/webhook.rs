@@ -408,9 +408,7 @@ impl Webhook {
                 wait
             } else {
                 refusal.attempts = attempt;
-                if answer.is_err() {
-                    target.unanswered();
-                }
+                target.look_up_unless(answer.is_ok());
                 if verdict == Verdict::Refused || self.max_attempts.is_some_and(|n| attempt >= n) {
                     self.observer.note(&Event::Refused { call });
                     return Err(refusal);
