@@ -92,7 +92,7 @@ pub(crate) struct Webhook {
 
 enum Receiver {
     /// A destination that is called wherever its host is.
-    One(Target),
+    One(Box<Target>),
     /// One of which every instance is called.
     Every(Instances),
 }
@@ -202,7 +202,7 @@ impl Webhook {
                 Endpoint::new(destination, proxy, *connect_timeout, certificates, headers)?;
             observer.metrics().expect_calls(&destination.to_string());
             Ok(match settings.resolve.filter(|_| destination.is_looked_up()) {
-                None => Receiver::One(Target::new(endpoint, *rate_limit, observer)),
+                None => Receiver::One(Target::new(endpoint, *rate_limit, observer).into()),
                 Some(resolve) => {
                     Receiver::Every(Instances::new(endpoint, resolve, *rate_limit, observer))
                 }
@@ -374,7 +374,6 @@ impl Webhook {
         slot: &Slot<'_>,
         mut working: Working,
     ) -> Result<(StatusCode, u32), Refusal> {
-        let uncalled = called(delivery, &target.name, target.instance());
         let (mut refusal, mut short) = (Refusal::of(&target.name), 0);
         loop {
             if let Some(limit) = &target.limit {
@@ -391,6 +390,7 @@ impl Webhook {
             let elapsed = Some(began.elapsed());
             refusal.status = answer.as_ref().ok().map(|answer| answer.status);
             let status = refusal.status.map(|status| status.as_u16());
+            let uncalled = called(delivery, &target.name, target.instance());
             let call = event::Called { status, attempt, elapsed, ..uncalled };
             let verdict = verdict(refusal.status, &self.retry_status);
             if let (Verdict::Accepted, Some(status)) = (verdict, refusal.status) {
@@ -409,9 +409,7 @@ impl Webhook {
                 wait
             } else {
                 refusal.attempts = attempt;
-                if answer.is_err() {
-                    target.unanswered();
-                }
+                target.look_up_unless(answer.is_ok());
                 if verdict == Verdict::Refused || self.max_attempts.is_some_and(|n| attempt >= n) {
                     self.observer.note(&Event::Refused { call });
                     return Err(refusal);

@@ -209,7 +209,8 @@ variables! {
         "How often the addresses are looked up; also when one of them does not answer.",
     ).or("5s"),
     WEBHOOK_RESOLVE_SERVER: plain(
-        "Name server to ask for the addresses, such as 127.0.0.1:8600. Default: those of the system.",
+        "Name server to ask for the addresses, such as 127.0.0.1:8600. Default: those of the \
+         system.",
     ),
     WEBHOOK_SECRET: secret(
         "Signs every call according to Standard Webhooks: whsec_ and the base64 of 24 to 64 \

@@ -57,9 +57,9 @@ impl Target {
         self.instance.as_ref().map(|of| (&*of.destination, of.address))
     }
 
-    /// A call was not answered: an instance may have left.
-    pub(super) fn unanswered(&self) {
-        if let Some(of) = &self.instance {
+    /// An instance that has not answered may have left.
+    pub(super) fn look_up_unless(&self, is_answered: bool) {
+        if let Some(of) = self.instance.as_ref().filter(|_| !is_answered) {
             of.again.notify_one();
         }
     }
