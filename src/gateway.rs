@@ -159,7 +159,7 @@ impl Gateway {
         let target = target.to_owned();
         let host = host::of(&parts)?;
         if !fields::has_known_framing(&parts.headers) {
-            return Err(Malformed::new("the transfer encoding is not only chunked").into());
+            return Err(Refusal::unknown_framing());
         }
         // What is refused by its path is refused before its body is read.
         let subject = self.subject(&target, &host)?;
