@@ -155,11 +155,11 @@ impl Gateway {
         if parts.method == Method::CONNECT {
             return Err(Malformed::new("CONNECT is for proxies").into());
         }
-        let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
-        let target = target.to_owned();
+        let target = parts.uri.path_and_query().map(|target| target.as_str().to_owned());
+        let target = target.ok_or_else(|| Malformed::new("the request target is not a path"))?;
         let host = host::of(&parts)?;
         if !fields::has_known_framing(&parts.headers) {
-            return Err(Malformed::new("the transfer encoding is not only chunked").into());
+            return Err(Refusal::unknown_framing());
         }
         // What is refused by its path is refused before its body is read.
         let subject = self.subject(&target, &host)?;

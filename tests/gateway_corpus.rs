@@ -178,7 +178,7 @@ async fn what_two_programs_could_read_differently_is_refused_and_smuggles_nothin
         if !content.is_empty() {
             let _ = stream.write_all(next).await;
             let mut rest = String::new();
-            let _ = within("the end", stream.read_to_string(&mut rest)).await;
+            let _ = within(fields, stream.read_to_string(&mut rest)).await;
             assert_eq!(rest, "", "{line} {fields} {content:.20}");
         }
     }

@@ -4,7 +4,9 @@ use crate::exchange::{Format, Malformed, Response};
 use crate::nats::answers::Stored;
 use crate::nats::publisher::OnceFailure;
 use reqwest::StatusCode;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use reqwest::header::{
+    CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 use tokio_util::bytes::Bytes;
 
 /// An answer that the gateway gives itself.
@@ -12,10 +14,12 @@ use tokio_util::bytes::Bytes;
 pub(super) struct Refusal {
     status: StatusCode,
     text: String,
+    /// Whether no other request may follow on the connection.
+    is_last: bool,
 }
 
 fn refusal(status: StatusCode, text: impl Into<String>) -> Refusal {
-    Refusal { status, text: text.into() }
+    Refusal { status, text: text.into(), is_last: false }
 }
 
 impl Refusal {
@@ -53,6 +57,12 @@ impl Refusal {
         refusal(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time")
     }
 
+    /// Where one program sees the end of the body, another may see more requests.
+    pub(super) fn unknown_framing() -> Self {
+        let text = "the transfer encoding is not only chunked";
+        Self { is_last: true, ..refusal(StatusCode::BAD_REQUEST, text) }
+    }
+
     pub(super) fn broken_body() -> Self {
         refusal(StatusCode::BAD_REQUEST, "the body is malformed or ended early")
     }
@@ -74,6 +84,9 @@ impl Refusal {
         };
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        if self.is_last {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         if status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
