@@ -28,23 +28,24 @@ export async function start({ say = console.log } = {}) {
 
   /** Runs a program until `stop`; its output is shown if it ends by itself. */
   async function run(name, command, args, env, isReady) {
-    const child = spawn(command, args, { cwd: here, env: { ...process.env, ...env } });
+    // A group of its own: `next dev` has children.
+    const child = spawn(command, args, { cwd: here, env: { ...process.env, ...env }, detached: true });
     let output = "";
     for (const stream of [child.stdout, child.stderr]) stream.on("data", (data) => (output = (output + data).slice(-20_000)));
-    const ended = once(child, "close");
+    const ended = new Promise((resolve) => {
+      child.once("error", (error) => resolve(error.message)).once("close", (code, signal) => resolve(signal ?? code));
+    });
     const self = {
       output: () => output,
-      kill: (signal) => child.kill(signal),
+      kill: (signal) => process.kill(-child.pid, signal),
       stop: async (signal) => {
-        processes.delete(self);
-        child.kill(signal);
+        if (processes.delete(self)) self.kill(signal);
         await ended;
       },
     };
     processes.add(self);
-    const failed = ended.then(([code, signal]) => {
-      if (!processes.delete(self)) return;
-      throw new Error(`${name} has ended (${signal ?? code}):\n${output}`);
+    const failed = ended.then((how) => {
+      if (processes.delete(self)) throw new Error(`${name} has ended (${how}):\n${output}`);
     });
     failed.catch((error) => say(error.message));
     for (let ready = false; !ready; await Promise.race([sleep(50), failed])) ready = await isReady(output);
