@@ -2,7 +2,7 @@
 import { spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { once } from "node:events";
-import { existsSync, rmSync } from "node:fs";
+import { rmSync } from "node:fs";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { createServer, request as call } from "node:http";
 import { tmpdir } from "node:os";
@@ -24,7 +24,7 @@ export async function start({ say = console.log } = {}) {
     for (const each of processes) each.kill("SIGKILL");
     rmSync(folder, { recursive: true, force: true });
   });
-  for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => process.exit(1));
+  for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => process.exit(130));
 
   /** Runs a program until `stop`; its output is shown if it ends by itself. */
   async function run(name, command, args, env, isReady) {
@@ -139,10 +139,10 @@ export async function start({ say = console.log } = {}) {
 
 /** Finds or builds the relay (RELAY), its plugin (NEXTJS_TAGS), nats-server (NATS_SERVER), and the frontend. */
 async function prepare(say) {
-  process.env.RELAY ??= join(process.env.CARGO_TARGET_DIR ?? join(repository, "target"), "debug/nats-webhook-relay");
-  if (!existsSync(process.env.RELAY)) {
+  if (!process.env.RELAY) {
     say("building the relay (the first time takes three to ten minutes)");
     await build("cargo", ["build", "--locked", "--bin", "nats-webhook-relay"], repository);
+    process.env.RELAY = join(process.env.CARGO_TARGET_DIR ?? join(repository, "target"), "debug/nats-webhook-relay");
   }
   process.env.NEXTJS_TAGS ??= await build(join(repository, "scripts/build-plugins"), ["nextjs-tags"]);
   process.env.NATS_SERVER ??= await build(join(repository, "scripts/nats-server"), []);

@@ -136,7 +136,7 @@ async function vend(frontend) {
 }
 
 test("side by side: stale without the relay, fresh with it", async () => {
-  const page = await browser.newPage({ viewport: { width: 1100, height: 700 } });
+  const page = await browser.newPage({ viewport: { width: 1100, height: 790 } });
   await page.goto(system.frontends[0], limit);
   const frame = (title) => page.frameLocator(`iframe[title="${title}"]`);
   const [without, first, second] = ["Without the relay", "With the relay", "With the relay, second instance"].map(frame);
@@ -156,7 +156,8 @@ test("side by side: stale without the relay, fresh with it", async () => {
   }
   await frame("Editor").getByText("Saved as revision").waitFor(limit);
   assert.equal(await without.locator("h1").textContent(), "The harbour opens again", "nothing tells it to ask again");
-  if (process.env.SCREENSHOT) await page.screenshot({ path: process.env.SCREENSHOT });
+  const picture = await page.screenshot({ path: process.env.SCREENSHOT });
+  assert.ok(picture.length < 150_000, `the picture has ${picture.length} bytes`);
   await page.close();
 });
 
