@@ -21,14 +21,14 @@ export async function start({ say = console.log } = {}) {
   const folder = await mkdtemp(join(tmpdir(), "nextjs-example-"));
   // Nothing is left behind, however this process ends.
   process.once("exit", () => {
-    for (const each of processes) each.kill("SIGKILL");
+    for (const each of processes) each.kill();
     rmSync(folder, { recursive: true, force: true });
   });
   for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => process.exit(130));
 
   /** Runs a program until `stop`; its output is shown if it ends by itself. */
   async function run(name, command, args, env, isReady) {
-    // A group of its own: `next dev` has children.
+    // Killed as a group, because `next dev` has children, and `next start` would wait for connections that browsers keep.
     const child = spawn(command, args, { cwd: here, env: { ...process.env, ...env }, detached: true });
     let output = "";
     for (const stream of [child.stdout, child.stderr]) stream.on("data", (data) => (output = (output + data).slice(-20_000)));
@@ -37,9 +37,9 @@ export async function start({ say = console.log } = {}) {
     });
     const self = {
       output: () => output,
-      kill: (signal) => process.kill(-child.pid, signal),
-      stop: async (signal) => {
-        if (processes.delete(self)) self.kill(signal);
+      kill: () => process.kill(-child.pid, "SIGKILL"),
+      stop: async () => {
+        if (processes.delete(self)) self.kill();
         await ended;
       },
     };
@@ -48,7 +48,7 @@ export async function start({ say = console.log } = {}) {
       if (processes.delete(self)) throw new Error(`${name} has ended (${how}):\n${output}`);
     });
     failed.catch((error) => say(error.message));
-    for (let ready = false; !ready; await Promise.race([sleep(50), failed])) ready = await isReady(output);
+    while (processes.has(self) && !isReady(output)) await Promise.race([sleep(50), failed]);
     return self;
   }
 

@@ -184,14 +184,14 @@ test("while one instance answers 503, no browser is told, and afterwards all are
 });
 
 test("what is saved while the relay is away is shown once it is back", async () => {
-  await system.relay.stop("SIGKILL");
+  await system.relay.stop();
   await save("Saved alone");
   system.relay = await system.startRelay();
   await allShow("Saved alone");
 });
 
 test("browsers come back when nats-server does", async () => {
-  await system.natsServer.stop("SIGKILL");
+  await system.natsServer.stop();
   await Promise.all(pages.map((page) => page.locator(".state:text('connecting')").waitFor(limit)));
   system.natsServer = await system.startNatsServer();
   await Promise.all(pages.map(connected));
