@@ -2,7 +2,7 @@
 import { spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { once } from "node:events";
-import { existsSync, rmSync } from "node:fs";
+import { rmSync } from "node:fs";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { createServer, request as call } from "node:http";
 import { tmpdir } from "node:os";
@@ -21,33 +21,34 @@ export async function start({ say = console.log } = {}) {
   const folder = await mkdtemp(join(tmpdir(), "nextjs-example-"));
   // Nothing is left behind, however this process ends.
   process.once("exit", () => {
-    for (const each of processes) each.kill("SIGKILL");
+    for (const each of processes) each.kill();
     rmSync(folder, { recursive: true, force: true });
   });
-  for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => process.exit(1));
+  for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => process.exit(130));
 
   /** Runs a program until `stop`; its output is shown if it ends by itself. */
   async function run(name, command, args, env, isReady) {
-    const child = spawn(command, args, { cwd: here, env: { ...process.env, ...env } });
+    // Killed as a group, because `next dev` has children, and `next start` would wait for connections that browsers keep.
+    const child = spawn(command, args, { cwd: here, env: { ...process.env, ...env }, detached: true });
     let output = "";
     for (const stream of [child.stdout, child.stderr]) stream.on("data", (data) => (output = (output + data).slice(-20_000)));
-    const ended = once(child, "close");
+    const ended = new Promise((resolve) => {
+      child.once("error", (error) => resolve(error.message)).once("close", (code, signal) => resolve(signal ?? code));
+    });
     const self = {
       output: () => output,
-      kill: (signal) => child.kill(signal),
-      stop: async (signal) => {
-        processes.delete(self);
-        child.kill(signal);
+      kill: () => process.kill(-child.pid, "SIGKILL"),
+      stop: async () => {
+        if (processes.delete(self)) self.kill();
         await ended;
       },
     };
     processes.add(self);
-    const failed = ended.then(([code, signal]) => {
-      if (!processes.delete(self)) return;
-      throw new Error(`${name} has ended (${signal ?? code}):\n${output}`);
+    const failed = ended.then((how) => {
+      if (processes.delete(self)) throw new Error(`${name} has ended (${how}):\n${output}`);
     });
     failed.catch((error) => say(error.message));
-    for (let ready = false; !ready; await Promise.race([sleep(50), failed])) ready = await isReady(output);
+    while (processes.has(self) && !isReady(output)) await Promise.race([sleep(50), failed]);
     return self;
   }
 
@@ -138,10 +139,10 @@ export async function start({ say = console.log } = {}) {
 
 /** Finds or builds the relay (RELAY), its plugin (NEXTJS_TAGS), nats-server (NATS_SERVER), and the frontend. */
 async function prepare(say) {
-  process.env.RELAY ??= join(process.env.CARGO_TARGET_DIR ?? join(repository, "target"), "debug/nats-webhook-relay");
-  if (!existsSync(process.env.RELAY)) {
+  if (!process.env.RELAY) {
     say("building the relay (the first time takes three to ten minutes)");
     await build("cargo", ["build", "--locked", "--bin", "nats-webhook-relay"], repository);
+    process.env.RELAY = join(process.env.CARGO_TARGET_DIR ?? join(repository, "target"), "debug/nats-webhook-relay");
   }
   process.env.NEXTJS_TAGS ??= await build(join(repository, "scripts/build-plugins"), ["nextjs-tags"]);
   process.env.NATS_SERVER ??= await build(join(repository, "scripts/nats-server"), []);

@@ -28,7 +28,7 @@ export function useRelayed(subject: string, callback: (message: Msg | null) => v
   const connection = useContext(Connection);
   const call = useEffectEvent(callback);
   useEffect(() => {
-    if (!connection) return;
+    if (!connection || connection.isClosed()) return;
     let ended = false;
     const subscriptions = [subject, RESYNC].map((name) =>
       connection.subscribe(name, {
@@ -48,7 +48,7 @@ export function useRelayed(subject: string, callback: (message: Msg | null) => v
   }, [connection, subject]);
 }
 
-/** Keeps a connection until it is told to stop. Each one has a new session, which replaces the last one before that expires. */
+/** Keeps a connection until it is told to stop. Each one has a new session, and replaces the one before while that is still valid. */
 async function stayConnected(use: (connection: NatsConnection | undefined) => void, stop: AbortSignal) {
   let current: NatsConnection | undefined;
   let failures = 0;
@@ -58,7 +58,7 @@ async function stayConnected(use: (connection: NatsConnection | undefined) => vo
       const response = await fetch("/api/nats/session", { method: "POST", signal: stop });
       if (!response.ok) throw new Error(`no session: ${response.status}`);
       const { url, seconds } = (await response.json()) as { url: string; seconds: number };
-      // nats-server reads the session from a cookie when the connection is made, so a reconnect would use an old one.
+      // nats-server reads the session from the cookie when a connection is made. The client's own reconnect could use an expired one.
       const next = await wsconnect({ servers: url, reconnect: false, pingInterval: 20_000 });
       if (stop.aborted) return void next.close();
       const last = current;
@@ -66,17 +66,24 @@ async function stayConnected(use: (connection: NatsConnection | undefined) => vo
       failures = 0;
       use(next);
       void last?.close();
-      await Promise.race([next.closed(), sleep(seconds * 600, stop)]);
+      const closed = next.closed().then(() => {
+        if (current === next && !stop.aborted) use(undefined);
+      });
+      await Promise.race([closed, sleep(seconds * 600, stop)]);
     } catch {
       // Browsers that a restart of the server has cut off do not all come back at once.
       await sleep(Math.min(5_000, 200 * 2 ** failures++) * (0.5 + Math.random()), stop);
     }
-    if (current?.isClosed()) use(undefined);
   }
 }
 
 const sleep = (milliseconds: number, stop: AbortSignal) =>
   new Promise<void>((resolve) => {
-    const timer = setTimeout(resolve, milliseconds);
-    stop.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
+    const end = () => {
+      clearTimeout(timer);
+      stop.removeEventListener("abort", end);
+      resolve();
+    };
+    const timer = setTimeout(end, milliseconds);
+    stop.addEventListener("abort", end);
   });
