@@ -9,12 +9,12 @@ FROM rust:1.95-alpine AS build
 RUN apk add --no-cache build-base ca-certificates
 WORKDIR /source
 COPY . .
-# Alpine's Rust builds static binaries for musl. The cache of each platform is its own.
-ARG TARGETPLATFORM
-RUN --mount=type=cache,id=registry-$TARGETPLATFORM,target=/usr/local/cargo/registry,sharing=locked \
-    --mount=type=cache,id=target-$TARGETPLATFORM,target=/source/target,sharing=locked \
+# Alpine's Rust builds static binaries for musl. Each platform has caches of its own.
+ARG TARGETARCH
+RUN --mount=type=cache,id=registry-$TARGETARCH,target=/usr/local/cargo/registry,sharing=locked \
+    --mount=type=cache,id=target-$TARGETARCH,target=/source/target,sharing=locked \
     cargo build --locked --release --bin nats-webhook-relay \
-    && install -D --strip target/release/nats-webhook-relay /image/bin/nats-webhook-relay
+    && install -D -s target/release/nats-webhook-relay /image/bin/nats-webhook-relay
 # Compiled plugins are executed, so the folder must be the user's alone. Plugins are mounted on /plugins.
 RUN install -D -m 644 /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/ca-bundle.crt \
     && install -d -m 755 /image/plugins /image/var/cache \

@@ -15,6 +15,7 @@ from helm_python.chart import Chart, lint
 from helm_python.errors import HelmError
 
 CHART = "charts/nats-webhook-relay"
+FEATURE = "devcontainer/src/nats-webhook-relay"
 KUBERNETES = "1.37"
 checked, faults = 0, []
 
@@ -257,12 +258,30 @@ def scripts():
         for action in re.findall(r"uses: (.+)$", text, re.MULTILINE):
             check(f"{workflow}: {action}", re.fullmatch(r"\S+@[0-9a-f]{40} # v[0-9.]+", action), "it is not named by its commit and version")
         check(f"{workflow}: permissions", re.search(r"^permissions:", text, re.MULTILINE))
-    run("shellcheck", "shellcheck", "--severity=warning", ".ci/run", *map(str, sorted(shell)))
+    shell += pathlib.Path("packaging/debian").glob("post*")
+    run("shellcheck", "shellcheck", "--severity=warning", ".ci/run", f"{FEATURE}/install.sh", *map(str, sorted(shell)))
+
+
+# --- versions, and the devcontainer feature
+
+def versions():
+    manifest = pathlib.Path("Cargo.toml").read_text()
+    version = re.search(r'^version = "(.*)"', manifest, re.MULTILINE)[1]
+    about = yaml.safe_load(pathlib.Path(CHART, "Chart.yaml").read_text())
+    check("the chart's version", about["version"] == about["appVersion"] == version, str(about))
+    feature = json.loads(pathlib.Path(FEATURE, "devcontainer-feature.json").read_text())
+    check("the feature's version", feature["version"] == feature["options"]["version"]["default"] == version)
+    check("the feature's folder", feature["id"] == pathlib.Path(FEATURE).name)
+    check("the version of the Dockerfile", f"ARG VERSION={version}\n" in pathlib.Path("Dockerfile").read_text())
+    with tempfile.TemporaryDirectory() as folder:
+        parent = str(pathlib.Path(FEATURE).parent)
+        run("the feature", "devcontainer", "features", "package", parent, "--output-folder", f"{folder}/packaged")
 
 
 chart()
 containers()
 scripts()
+versions()
 for fault in faults:
     print(f"scripts/check-packages: {fault}", file=sys.stderr)
 print(f"scripts/check-packages: {checked - len(faults)} passed, {len(faults)} failed")

@@ -171,8 +171,7 @@ def image(folder):
         mount --bind "{volume}" "{root}/var/cache/nats-webhook-relay"
         mount --bind "{plugins}" "{root}/plugins"
         ! touch "{root}/written" 2>/dev/null
-        exec setpriv --no-new-privs --bounding-set=-all --inh-caps=-all -- \
-            chroot --userspec={USER}:{USER} "{root}" {' '.join(settings['Entrypoint'])} "$@"
+        exec setpriv --no-new-privs chroot --userspec={USER}:{USER} "{root}" {' '.join(settings['Entrypoint'])} "$@"
     """
 
     def start(*arguments, **more):
