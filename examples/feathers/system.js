@@ -3,7 +3,7 @@ import { fork, spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { createInterface } from "node:readline";
 
 const LIMIT = 60_000;
@@ -111,7 +111,8 @@ export async function start({ natsServer, relay, plugin }, say = () => {}) {
         WEBHOOK_DESTINATION: `${frontend.url}/api/webhook`,
         WEBHOOK_SECRET: webhookSecret,
         PLUGINS: plugin,
-        PLUGIN_CACHE: join(folder, "plugins"),
+        // Compiling it takes much longer than all else, and is done once.
+        PLUGIN_CACHE: join(dirname(plugin), "cache"),
         PLUGIN_FEATHERS_EVENT_EVENTS: "created updated patched removed",
       }, ready),
       program("gateway", ["gateway"], {
