@@ -161,7 +161,7 @@ async fn call(name: &str, calls: usize, folder: &Path) {
         }],
     };
     let plugins = Plugins::load(&plugins, &Observer::default()).await.unwrap().unwrap();
-    let limits = Limits { payload: 1024 * 1024, tail: 1000 };
+    let limits = Limits { payload: 1024 * 1024, tail: 1000, no_tail: false };
     let mut bare = Bare::new(&plugin(name), false);
     let mut stoppable = Bare::new(&plugin(name), true);
     let (mut relays, mut bares, mut stoppables) = (Vec::new(), Vec::new(), Vec::new());

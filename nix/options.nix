@@ -68,12 +68,22 @@ in
 
   natsSubjectPrefix = optional types.str {
     example = "cms.cache";
-    description = "Required. The relay listens on all subjects below it (`NATS_SUBJECT_PREFIX`).";
+    description = "Required, unless `natsSubject` is set. The relay listens on all subjects below it (`NATS_SUBJECT_PREFIX`).";
   };
 
   natsRelayedSubjectPrefix = optional types.str {
     example = "relayed.cache";
-    description = "Required. Accepted messages are republished below it (`NATS_RELAYED_SUBJECT_PREFIX`).";
+    description = "Required, unless `natsRelayedSubject` is set. Accepted messages are republished below it (`NATS_RELAYED_SUBJECT_PREFIX`).";
+  };
+
+  natsSubject = optional types.str {
+    example = "feathers-sync";
+    description = "One exact subject to listen on, instead of `natsSubjectPrefix` (`NATS_SUBJECT`).";
+  };
+
+  natsRelayedSubject = optional types.str {
+    example = "relayed.feathers";
+    description = "The exact subject that accepted messages are republished on. Set it together with `natsSubject`, and neither prefix (`NATS_RELAYED_SUBJECT`).";
   };
 
   natsFailedSubjectPrefix = optional types.str {

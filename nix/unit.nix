@@ -2,7 +2,12 @@
 { lib, pkgs }:
 name: relay:
 let
-  inherit (builtins) elem match toString;
+  inherit (builtins)
+    all
+    elem
+    match
+    toString
+    ;
   inherit (lib)
     concatMap
     concatStringsSep
@@ -76,6 +81,8 @@ let
     NATS_PASS = relay.natsPassword;
     NATS_SUBJECT_PREFIX = relay.natsSubjectPrefix;
     NATS_RELAYED_SUBJECT_PREFIX = relay.natsRelayedSubjectPrefix;
+    NATS_SUBJECT = relay.natsSubject;
+    NATS_RELAYED_SUBJECT = relay.natsRelayedSubject;
     NATS_FAILED_SUBJECT_PREFIX = relay.natsFailedSubjectPrefix;
     NATS_STREAM = relay.natsStream;
     NATS_CONSUMER = relay.natsConsumer;
@@ -136,10 +143,12 @@ let
         ] ''the URL that messages are POSTed to, such as "https://my-domain.com/api/cache/webhook"'')
         (require "natsSubjectPrefix" [
           "NATS_SUBJECT_PREFIX"
-        ] ''the prefix of the subjects to listen on, such as "cms.cache"'')
+          "NATS_SUBJECT"
+        ] ''the prefix of the subjects to listen on, such as "cms.cache", unless natsSubject is set'')
         (require "natsRelayedSubjectPrefix" [
           "NATS_RELAYED_SUBJECT_PREFIX"
-        ] ''the prefix below which messages are republished, such as "relayed.cache"'')
+          "NATS_RELAYED_SUBJECT"
+        ] ''the prefix below which messages are republished, such as "relayed.cache", or natsRelayedSubject with natsSubject'')
       ]
     else if relay.command == "gateway" then
       lib.optional (!isRoundtripper "GATEWAY_FORMAT") (
@@ -165,16 +174,19 @@ let
         )
       ];
 
-  overlap = a: b: a == b || hasPrefix "${a}." b || hasPrefix "${b}." a;
-  apart =
-    a: b: why:
-    let
-      prefix = name: environment.${name} or null;
-    in
-    {
-      assertion = prefix a == null || prefix b == null || !overlap (prefix a) (prefix b);
-      message = "${option}: ${a} (${text (prefix a)}) is equal to, below or above ${b} (${text (prefix b)}): ${why}";
+  subject = name: environment.${name} or "";
+  unset = all (name: subject name == "");
+  # What is not set is apart from everything.
+  apart' =
+    overlap: a: b: why: {
+      assertion = subject a == "" || subject b == "" || !overlap (subject a) (subject b);
+      message = "${option}: ${a} (${subject a}) is equal to, below or above ${b} (${subject b}): ${why}";
     };
+  apart = apart' (a: b: a == b || hasPrefix "${a}." b || hasPrefix "${b}." a);
+  # An exact subject receives nothing from below it.
+  reaches = below: apart' (a: b: hasPrefix "${a}." b || !below && a == b);
+  loop = "the relay would receive what it publishes, a loop";
+  mixed = "failed messages would arrive where accepted ones are expected";
 
   # Names that more than one definition claims.
   twice =
@@ -194,15 +206,24 @@ in
       "NATS_ADDRESS"
       "NATS_CONTEXT"
     ] ''the URL of the NATS server, such as "nats://my-nats"'')
-    (apart "NATS_RELAYED_SUBJECT_PREFIX" "NATS_SUBJECT_PREFIX"
-      "the relay would receive what it publishes, a loop"
-    )
-    (apart "NATS_FAILED_SUBJECT_PREFIX" "NATS_SUBJECT_PREFIX"
-      "the relay would receive what it publishes, a loop"
-    )
-    (apart "NATS_FAILED_SUBJECT_PREFIX" "NATS_RELAYED_SUBJECT_PREFIX"
-      "failed messages would arrive where accepted ones are expected"
-    )
+    (apart "NATS_RELAYED_SUBJECT_PREFIX" "NATS_SUBJECT_PREFIX" loop)
+    (apart "NATS_FAILED_SUBJECT_PREFIX" "NATS_SUBJECT_PREFIX" loop)
+    (apart "NATS_FAILED_SUBJECT_PREFIX" "NATS_RELAYED_SUBJECT_PREFIX" mixed)
+    (reaches false "NATS_RELAYED_SUBJECT" "NATS_SUBJECT" loop)
+    (reaches true "NATS_FAILED_SUBJECT_PREFIX" "NATS_SUBJECT" loop)
+    (apart "NATS_FAILED_SUBJECT_PREFIX" "NATS_RELAYED_SUBJECT" mixed)
+    {
+      assertion =
+        unset [
+          "NATS_SUBJECT"
+          "NATS_RELAYED_SUBJECT"
+        ]
+        || unset [
+          "NATS_SUBJECT_PREFIX"
+          "NATS_RELAYED_SUBJECT_PREFIX"
+        ];
+      message = "${option}: set either natsSubject and natsRelayedSubject, or natsSubjectPrefix and natsRelayedSubjectPrefix";
+    }
     {
       assertion = !(environment ? NATS_PASS || environment ? NATS_PASS_FILE) || has [ "NATS_USER" ];
       message = "${option}: there is a password but no natsUser";

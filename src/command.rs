@@ -17,7 +17,7 @@ use crate::observe::process as process_metrics;
 use crate::observe::supervisor::{self, Phase};
 use crate::observe::{Observer, log};
 use crate::pending::Pending;
-use crate::plugin::Plugins;
+use crate::plugin::{Hook, Plugins};
 use crate::relay::resync::{Reason, Resync};
 use crate::relay::{Relay, intake};
 use crate::source::stream::Parts;
@@ -222,9 +222,10 @@ async fn run(config: &Config) -> anyhow::Result<()> {
         info!("stopped before the plugins were loaded");
         return Ok(());
     };
+    let remaps = plugins.as_ref().is_some_and(|plugins| plugins.have(Hook::RelayedSubject));
     let connected = async {
         let link = Link::open(&config.nats, &observer).await?;
-        let publishing = Publishing::open(config, &link, &observer).await?;
+        let publishing = Publishing::open(config, remaps, &link, &observer).await?;
         let Publishing { round_trips, publisher, capture } = publishing;
         let (observer, pending) = (&observer, &pending);
         let parts = Parts { link: &link, round_trips: &round_trips, capture, observer, pending };
@@ -268,7 +269,7 @@ async fn ready(config: &Config, link: &Link, observer: &Observer, readiness: &Re
         monitor::lag(reading.metrics().reading().oldest, most)
     }));
     let server = link.client().await.1.server_info().version;
-    info!(from = config.relay.listen.wildcard(), server, "ready");
+    info!(from = config.relay.listen.pattern(), server, "ready");
     supervisor::tell(Phase::Ready);
 }
 
@@ -279,9 +280,9 @@ fn announce(config: &Config) {
         destinations.map(|(destination, _)| destination.to_string()).collect();
     info!(
         version = env!("CARGO_PKG_VERSION"),
-        from = config.relay.listen.wildcard(),
+        from = config.relay.listen.pattern(),
         to = destinations.join(" "),
-        relayed = config.relay.relayed.wildcard(),
+        relayed = config.relay.relayed.pattern(),
         "starting"
     );
     if let Some(context) = &config.nats.context {

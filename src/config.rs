@@ -23,13 +23,14 @@ use crate::config::environment::Environment;
 use crate::config::reader::{DURATION, Reader, duration, number};
 use crate::config::variables::{
     COALESCE, COALESCE_WINDOW, HTTP_LISTEN, LOG_FORMAT, MAX_IN_FLIGHT, NATS_FAILED_SUBJECT_PREFIX,
-    NATS_RELAYED_SUBJECT_PREFIX, NATS_SUBJECT_PREFIX, READY_MAX_LAG, RUST_LOG, SHUTDOWN_GRACE,
+    NATS_RELAYED_SUBJECT, NATS_RELAYED_SUBJECT_PREFIX, NATS_SUBJECT, NATS_SUBJECT_PREFIX,
+    READY_MAX_LAG, RUST_LOG, SHUTDOWN_GRACE,
 };
 use crate::observe::log::{self, Format};
 use crate::relay::merge::{self, LONGEST_WINDOW, Which};
 use crate::relay::{self, MOST_IN_FLIGHT};
 use crate::source::Intake;
-use crate::subject::Prefix;
+use crate::subject::{Prefix, Subjects};
 use crate::webhook::destination::Destination;
 use crate::webhook::proxy::Proxy;
 use std::fmt;
@@ -179,8 +180,7 @@ pub(crate) fn serve(environment: &Environment) -> Result<(Shared, Backend), Mist
 
 impl Reader<'_> {
     fn relay(&mut self, intake: &Intake) -> Option<relay::Settings> {
-        let listen = self.required_prefix(&NATS_SUBJECT_PREFIX);
-        let relayed = self.required_prefix(&NATS_RELAYED_SUBJECT_PREFIX);
+        let (listen, relayed) = self.subjects();
         let failed = self.prefix(&NATS_FAILED_SUBJECT_PREFIX);
         self.loops(listen.as_ref(), relayed.as_ref(), failed.as_ref());
         let expected = format!("a number from 1 to {MOST_IN_FLIGHT}");
@@ -210,27 +210,56 @@ impl Reader<'_> {
         Some(merge::Settings { which: which?, window: window.unwrap_or_default() })
     }
 
-    /// Refuses prefixes under which a message that the relay publishes would come back to it,
+    /// What to listen on and what to republish on: prefixes, or one exact subject each.
+    fn subjects(&mut self) -> (Option<Subjects>, Option<Subjects>) {
+        let exact = [&NATS_SUBJECT, &NATS_RELAYED_SUBJECT];
+        let prefixes = [&NATS_SUBJECT_PREFIX, &NATS_RELAYED_SUBJECT_PREFIX];
+        let Some(given) = exact.into_iter().find(|variable| self.is_set(variable)) else {
+            let [listen, relayed] = prefixes.map(|variable| self.required_prefix(variable));
+            return (listen.map(Subjects::Below), relayed.map(Subjects::Below));
+        };
+        for prefix in prefixes {
+            if self.is_set(prefix) {
+                self.mistake(format!("{}: {} is set too; unset one", given.name, prefix.name));
+            }
+        }
+        let expected = "a subject such as feathers-sync";
+        let [listen, relayed] = exact.map(|variable| self.required_tokens(variable, expected));
+        (listen.map(Subjects::Exact), relayed.map(Subjects::Exact))
+    }
+
+    /// Refuses subjects under which a message that the relay publishes would come back to it,
     /// or a failed message would look like a relayed one.
     fn loops(
         &mut self,
-        listen: Option<&Prefix>,
-        relayed: Option<&Prefix>,
+        listen: Option<&Subjects>,
+        relayed: Option<&Subjects>,
         failed: Option<&Prefix>,
     ) {
         const LOOP: &str = "the relay would receive what it publishes, a loop";
         const MIXED: &str = "failed messages would arrive where accepted ones are expected";
-        let listen = (&NATS_SUBJECT_PREFIX, listen);
-        let relayed = (&NATS_RELAYED_SUBJECT_PREFIX, relayed);
-        let failed = (&NATS_FAILED_SUBJECT_PREFIX, failed);
-        let pairs = [(relayed, listen, LOOP), (failed, listen, LOOP), (failed, relayed, MIXED)];
-        for ((variable, prefix), (other, other_prefix), why) in pairs {
-            if let (Some(prefix), Some(other_prefix)) = (prefix, other_prefix)
-                && prefix.overlaps(other_prefix)
+        let failed = failed.cloned().map(Subjects::Below);
+        let failed = (NATS_FAILED_SUBJECT_PREFIX.name, failed.as_ref());
+        let name = |below: &Variable, exact: &Variable| match listen.or(relayed) {
+            Some(Subjects::Exact(_)) => exact.name,
+            _ => below.name,
+        };
+        let listened = (name(&NATS_SUBJECT_PREFIX, &NATS_SUBJECT), listen);
+        let relayed = (name(&NATS_RELAYED_SUBJECT_PREFIX, &NATS_RELAYED_SUBJECT), relayed);
+        let may_reach = |one: Option<&Subjects>, other: Option<&Subjects>| {
+            one.zip(other).is_some_and(|(one, other)| one.may_reach(&other.pattern()))
+        };
+        let pairs = [
+            (relayed, listened, may_reach(relayed.1, listened.1), LOOP),
+            (failed, listened, may_reach(failed.1, listened.1), LOOP),
+            (failed, relayed, may_reach(relayed.1, failed.1), MIXED),
+        ];
+        for ((name, subjects), (other, others), is_wrong, why) in pairs {
+            if let (Some(subjects), Some(others)) = (subjects, others)
+                && is_wrong
             {
                 self.mistake(format!(
-                    "{}: {prefix} is equal to, below or above {} ({other_prefix}): {why}",
-                    variable.name, other.name
+                    "{name}: {subjects} is equal to, below or above {other} ({others}): {why}"
                 ));
             }
         }

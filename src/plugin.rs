@@ -99,6 +99,11 @@ impl Plugins {
             .collect()
     }
 
+    /// Whether one of them has this hook.
+    pub(crate) fn have(&self, hook: Hook) -> bool {
+        self.chain().0.iter().any(|guest| guest.hooks.contains(&hook))
+    }
+
     fn chain(&self) -> Arc<Chain> {
         self.chain.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -27,7 +27,7 @@ use crate::relay::lane::Lanes;
 use crate::relay::merge::Ahead;
 use crate::relay::outcome::{Failure, Outcome};
 use crate::slot::Slot;
-use crate::subject::Prefix;
+use crate::subject::{Prefix, Subjects};
 use crate::webhook::{Accepted, Delivery, Webhook};
 use futures_util::FutureExt;
 use std::fmt::Display;
@@ -48,10 +48,10 @@ const FAILED_AGAIN: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(crate) struct Settings {
-    /// Messages below this prefix are relayed.
-    pub(crate) listen: Prefix,
-    /// Accepted messages are republished below this prefix.
-    pub(crate) relayed: Prefix,
+    /// Messages on these are relayed.
+    pub(crate) listen: Subjects,
+    /// Accepted messages are republished on these.
+    pub(crate) relayed: Subjects,
     /// Messages that could not be relayed are published below this prefix.
     pub(crate) failed: Option<Prefix>,
     /// Messages worked on at once.
@@ -66,8 +66,8 @@ pub(crate) struct Settings {
 
 /// Everything that relaying needs, shared by all lanes.
 pub(crate) struct Relay {
-    listen: Prefix,
-    relayed: Prefix,
+    listen: Subjects,
+    relayed: Subjects,
     failed: Option<Prefix>,
     limit: Arc<Semaphore>,
     merge: Option<merge::Settings>,
@@ -312,7 +312,8 @@ impl Relay {
 
     async fn publish_failed(&self, message: &Message, failure: &Failure) {
         let Some(prefix) = &self.failed else { return };
-        let tail = self.listen.tail(&message.subject).unwrap_or(&message.subject);
+        let tail = self.listen.tail(&message.subject).filter(|tail| !tail.is_empty());
+        let tail = tail.unwrap_or(&message.subject);
         loop {
             let limit = self.link.max_payload();
             let letter = dead_letter(prefix.subject(tail), message, failure, limit);

@@ -9,12 +9,12 @@ use crate::pending::Limits;
 use crate::source::stream::consumer::{self, Consumer};
 use crate::source::stream::{Parts, Pull};
 use crate::source::subscription::Subscription;
-use crate::subject::Prefix;
+use crate::subject::Subjects;
 
 #[derive(Debug)]
 pub(crate) struct Settings {
-    /// Messages below this prefix are taken in.
-    pub(crate) listen: Prefix,
+    /// Messages on these are taken in.
+    pub(crate) listen: Subjects,
     pub(crate) intake: Intake,
     /// How much may wait in the process.
     pub(crate) limits: Limits,
@@ -37,13 +37,13 @@ pub(crate) enum Source {
 }
 
 impl Source {
-    /// Returns when messages can arrive, which are relayed below `relayed`.
+    /// Returns when messages can arrive, which are relayed to `relayed`.
     ///
     /// # Errors
     /// When the user may not have them, or there is no stream or consumer to have them from.
     pub(crate) async fn open(
         settings: &Settings,
-        relayed: &Prefix,
+        relayed: &Subjects,
         parts: Parts<'_>,
     ) -> anyhow::Result<Self> {
         let Settings { listen, limits, .. } = settings;

@@ -1,5 +1,5 @@
 //! The pure arithmetic of subjects: what a prefix is, what lies under it, and how a subject
-//! moves from one prefix to another.
+//! moves from one prefix, or from one exact subject, to another.
 //!
 //! A prefix is always whole tokens: `cms.cache` covers `cms.cache.article` and never
 //! `cms.cachet`. Nothing here knows a connection or a message.
@@ -13,6 +13,15 @@ pub const MAX_SUBJECT_BYTES: usize = 4000;
 /// One or more literal tokens that subjects begin with, such as `cms.cache`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prefix(String);
+
+/// What a relay listens on, or republishes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subjects {
+    /// Everything below a prefix.
+    Below(Prefix),
+    /// One subject. Only what a plugin remaps is republished below it.
+    Exact(Prefix),
+}
 
 /// Why a text is not literal tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -81,12 +90,51 @@ impl Prefix {
     pub fn subject(&self, tail: &str) -> String {
         [self.0.as_str(), ".", tail].concat()
     }
+}
 
-    /// Whether one of the two is equal to, below or above the other, so that a message
-    /// published under one could be received under the other.
+impl Subjects {
+    /// The subject to subscribe to.
     #[must_use]
-    pub fn overlaps(&self, other: &Self) -> bool {
-        self == other || self.tail(&other.0).is_some() || other.tail(&self.0).is_some()
+    pub fn pattern(&self) -> String {
+        match self {
+            Self::Below(prefix) => prefix.wildcard(),
+            Self::Exact(subject) => subject.to_string(),
+        }
+    }
+
+    /// All that may be republished on, with what plugins remap.
+    #[must_use]
+    pub fn published(&self) -> Vec<String> {
+        match self {
+            Self::Below(prefix) => vec![prefix.wildcard()],
+            Self::Exact(subject) => vec![subject.to_string(), subject.wildcard()],
+        }
+    }
+
+    /// Whether something that is republished on these may be received by a subscription to
+    /// `pattern`.
+    #[must_use]
+    pub fn may_reach(&self, pattern: &str) -> bool {
+        self.published().iter().any(|published| meets(published, pattern))
+    }
+
+    /// What tells `subject` from the others of these, which is nothing for the exact one; `None`
+    /// where it is not one of them.
+    #[must_use]
+    pub fn tail<'a>(&self, subject: &'a str) -> Option<&'a str> {
+        match self {
+            Self::Below(prefix) => prefix.tail(subject),
+            Self::Exact(Prefix(exact)) => (subject == exact).then_some(""),
+        }
+    }
+
+    /// The subject to republish on that has `tail`.
+    #[must_use]
+    pub fn subject(&self, tail: &str) -> String {
+        match self {
+            Self::Exact(subject) if tail.is_empty() => subject.to_string(),
+            Self::Below(prefix) | Self::Exact(prefix) => prefix.subject(tail),
+        }
     }
 }
 
@@ -121,6 +169,15 @@ pub fn meets(a: &str, b: &str) -> bool {
 impl fmt::Display for Prefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// The prefix or the subject, as it was configured.
+impl fmt::Display for Subjects {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Below(text) | Self::Exact(text) => text.fmt(f),
+        }
     }
 }
 
@@ -201,16 +258,44 @@ mod tests {
     }
 
     #[test]
-    fn prefixes_overlap_when_one_could_receive_the_other() {
-        for (a, b, expected) in [
-            ("cms.cache", "cms.cache", true),
-            ("cms.cache", "cms.cache.relayed", true),
-            ("cms.cache", "cms", true),
-            ("cms.cache", "cms.cachet", false),
-            ("cms.cache", "relayed.cache", false),
+    fn an_exact_subject_moves_to_the_other_and_to_nowhere_else() {
+        let (listen, relayed) =
+            (Subjects::Exact(prefix("feathers-sync")), Subjects::Exact(prefix("relayed.feathers")));
+        assert_eq!(listen.pattern(), "feathers-sync");
+        assert_eq!(listen.tail("feathers-sync"), Some(""));
+        for other in ["feathers-sync.a", "feathers", "feathers-syncs", "a.feathers-sync", ""] {
+            assert_eq!(listen.tail(other), None, "{other}");
+        }
+        assert_eq!(relayed.subject(""), "relayed.feathers");
+        assert_eq!(relayed.subject("todos.created"), "relayed.feathers.todos.created");
+        assert_eq!(relayed.published(), ["relayed.feathers", "relayed.feathers.>"]);
+        let below = Subjects::Below(prefix("cms.cache"));
+        assert_eq!(
+            (below.pattern(), below.published()),
+            ("cms.cache.>".into(), vec![below.pattern()])
+        );
+        assert_eq!(below.tail("cms.cache.a"), Some("a"));
+        assert_eq!(below.subject("a"), "cms.cache.a");
+    }
+
+    #[test]
+    fn what_is_republished_reaches_what_overlaps_a_prefix_or_is_above_an_exact_subject() {
+        let (below, exact) = (Subjects::Below, Subjects::Exact);
+        for (relayed, pattern, expected) in [
+            (below(prefix("cms.cache")), "cms.cache.>", true),
+            (below(prefix("cms.cache.relayed")), "cms.cache.>", true),
+            (below(prefix("cms")), "cms.cache.>", true),
+            (below(prefix("cms.cachet")), "cms.cache.>", false),
+            (below(prefix("relayed.cache")), "cms.cache.>", false),
+            (below(prefix("a")), "a.b", true),
+            (below(prefix("a")), "a", false),
+            (exact(prefix("a")), "a", true),
+            (exact(prefix("a")), "a.b", true),
+            (exact(prefix("a.b")), "a", false),
+            (exact(prefix("a.b")), "a.>", true),
+            (exact(prefix("b")), "a", false),
         ] {
-            assert_eq!(prefix(a).overlaps(&prefix(b)), expected, "{a} {b}");
-            assert_eq!(prefix(b).overlaps(&prefix(a)), expected, "{b} {a}");
+            assert_eq!(relayed.may_reach(pattern), expected, "{relayed:?} {pattern}");
         }
     }
 

@@ -414,6 +414,69 @@ fn prefixes_that_would_make_a_loop_are_refused() {
     assert_eq!(found.len(), 4, "{found:#?}");
 }
 
+#[test]
+fn exact_subjects_come_in_pairs_without_prefixes_and_without_loops() {
+    let (subject, relayed) = ("NATS_SUBJECT", "NATS_RELAYED_SUBJECT");
+    let (failed, resync) = ("NATS_FAILED_SUBJECT_PREFIX", "NATS_RESYNC_SUBJECT");
+    let exact = |more: &[(&'static str, &'static str)]| {
+        let pair = [(subject, "feathers-sync"), (relayed, "relayed.feathers")];
+        mistakes(&[&GOOD[..2], &pair, more].concat())
+    };
+    for (variables, expected) in [
+        (&[(relayed, "")][..], &[("NATS_RELAYED_SUBJECT: required", "feathers-sync")][..]),
+        (&[(subject, "")], &[("NATS_SUBJECT: required", "feathers-sync")]),
+        (
+            &[(subject, "a.*"), (relayed, "b.>")],
+            &[("NATS_SUBJECT: ", "wildcard"), ("NATS_RELAYED_SUBJECT: ", "wildcard")],
+        ),
+        (&[(subject, "a b")], &[("NATS_SUBJECT: expected a subject", "white space")]),
+        (&[(relayed, "a..b")], &[("NATS_RELAYED_SUBJECT: expected a subject", "empty token")]),
+        (&[GOOD[2]], &[("NATS_SUBJECT: NATS_SUBJECT_PREFIX is set too", "unset one")]),
+        (
+            &[(subject, ""), GOOD[2], GOOD[3]],
+            &[
+                ("NATS_RELAYED_SUBJECT: NATS_SUBJECT_PREFIX is set too", ""),
+                ("NATS_RELAYED_SUBJECT: NATS_RELAYED_SUBJECT_PREFIX is set too", ""),
+                ("NATS_SUBJECT: required", ""),
+            ],
+        ),
+        // Loops.
+        (&[(relayed, "feathers-sync")], &[("NATS_RELAYED_SUBJECT: feathers-sync is", "a loop")]),
+        // A plugin may republish there.
+        (
+            &[(subject, "relayed.feathers.a")],
+            &[(
+                "NATS_RELAYED_SUBJECT: relayed.feathers is equal to, below or above NATS_SUBJECT \
+                 (relayed.feathers.a)",
+                "a loop",
+            )],
+        ),
+        (
+            &[(subject, "failed.a"), (failed, "failed")],
+            &[("NATS_FAILED_SUBJECT_PREFIX: failed is", "NATS_SUBJECT (failed.a): the relay")],
+        ),
+        (
+            &[(failed, "relayed")],
+            &[(
+                "NATS_FAILED_SUBJECT_PREFIX: relayed is",
+                "NATS_RELAYED_SUBJECT (relayed.feathers)",
+            )],
+        ),
+        (&[(failed, "relayed.feathers.a")], &[("NATS_FAILED_SUBJECT_PREFIX: ", "accepted ones")]),
+        (
+            &[(resync, "feathers-sync")],
+            &[("NATS_RESYNC_SUBJECT: feathers-sync is NATS_SUBJECT (feathers-sync)", "a loop")],
+        ),
+    ] {
+        assert_exactly(&exact(variables), expected);
+    }
+    // Nothing is received below an exact subject: only the server that is not there is left.
+    let below =
+        [(relayed, "a.relayed"), (resync, "a.resync"), (subject, "a"), (failed, "a.failed")];
+    let (status, stdout, stderr) = check(&[&GOOD[..2], &below].concat());
+    assert_eq!((status.code(), stdout.as_str()), (Some(1), ""), "{stderr}");
+}
+
 #[tokio::test]
 async fn an_unknown_variable_is_warned_about_with_the_nearest_name_and_does_not_stop_the_start() {
     let nats = NatsServer::start();

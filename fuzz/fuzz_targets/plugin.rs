@@ -20,7 +20,7 @@ use nats_webhook_relay::observe::Observer;
 use nats_webhook_relay::plugin::settings::{Cache, Settings};
 use nats_webhook_relay::plugin::{Kind, Limits, Plugins, Shaped, Stopped, Why};
 use nats_webhook_relay::relay::copy::relayed_copy;
-use nats_webhook_relay::subject::{MAX_SUBJECT_BYTES, Prefix, check};
+use nats_webhook_relay::subject::{MAX_SUBJECT_BYTES, Prefix, Subjects, check};
 use nats_webhook_relay::webhook::Delivery;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -37,7 +37,7 @@ struct Parts {
     runtime: Runtime,
     plugins: Plugins,
     listen: Prefix,
-    relayed: Prefix,
+    relayed: Subjects,
 }
 
 static PARTS: LazyLock<Parts> = LazyLock::new(|| {
@@ -62,7 +62,7 @@ static PARTS: LazyLock<Parts> = LazyLock::new(|| {
         runtime,
         plugins,
         listen: Prefix::parse("cms.cache").unwrap(),
-        relayed: Prefix::parse("relayed.cache").unwrap(),
+        relayed: Subjects::Below(Prefix::parse("relayed.cache").unwrap()),
     }
 });
 

@@ -1,8 +1,8 @@
-//! Prefixes and subjects: what is moved from one prefix to another stays below it.
+//! Prefixes and subjects: what is moved from one prefix or exact subject to another belongs to it.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use nats_webhook_relay::subject::{Prefix, check, covers, meets};
+use nats_webhook_relay::subject::{Prefix, Subjects, check, covers, meets};
 
 fuzz_target!(|data: &[u8]| {
     let text = String::from_utf8_lossy(data);
@@ -14,18 +14,23 @@ fuzz_target!(|data: &[u8]| {
     assert!(check(subject).is_err() || !covers(listen, subject) || meets(listen, subject));
     assert_eq!(meets(listen, subject), meets(subject, listen));
     let (Ok(listen), Ok(relayed)) = (Prefix::parse(listen), Prefix::parse(relayed)) else { return };
-    assert_eq!(listen.overlaps(&relayed), relayed.overlaps(&listen));
+    for both in [Subjects::Below, Subjects::Exact] {
+        moves(&both(listen.clone()), &both(relayed.clone()), subject);
+    }
+});
+
+fn moves(listen: &Subjects, relayed: &Subjects, subject: &str) {
     let Some(tail) = listen.tail(subject) else { return };
     assert_eq!(listen.subject(tail), subject);
     let moved = relayed.subject(tail);
     assert_eq!(relayed.tail(&moved), Some(tail));
     // What the relay publishes does not come back to it.
-    assert!(listen.overlaps(&relayed) || listen.tail(&moved).is_none());
+    assert!(relayed.may_reach(&listen.pattern()) || listen.tail(&moved).is_none());
     if check(subject).is_ok() {
         assert!(
             check(&moved).is_ok()
-                && covers(&relayed.wildcard(), &moved)
-                && covers(&listen.wildcard(), subject)
+                && covers(&relayed.pattern(), &moved)
+                && covers(&listen.pattern(), subject)
         );
     }
-});
+}

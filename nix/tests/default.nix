@@ -157,6 +157,15 @@ let
     NATS_RELAYED_SUBJECT_PREFIX = "relayed.cache";
     RUST_LOG = "info";
   };
+  exact =
+    removeAttrs plain [
+      "natsSubjectPrefix"
+      "natsRelayedSubjectPrefix"
+    ]
+    // {
+      natsSubject = "feathers-sync";
+      natsRelayedSubject = "relayed.feathers";
+    };
   plugins = {
     # Path literals, which are copied: a file and a folder.
     file = ./lib.nix;
@@ -489,7 +498,7 @@ let
     "every option is set in the case above" =
       is
         (lib.attrNames (
-          removeAttrs (evaluate [ ]).options.services.nats-webhook-relay (lib.attrNames everything)
+          removeAttrs (evaluate [ ]).options.services.nats-webhook-relay (lib.attrNames (everything // exact))
         ))
         [
           "command"
@@ -809,6 +818,41 @@ let
     );
     "prefixes that only begin alike" = is (broken (
       plain // { natsRelayedSubjectPrefix = "cms.cached"; }
+    )) [ ];
+    "exact subjects instead of prefixes" = is (environment exact) (
+      removeAttrs plainEnvironment [
+        "NATS_SUBJECT_PREFIX"
+        "NATS_RELAYED_SUBJECT_PREFIX"
+      ]
+      // {
+        NATS_SUBJECT = "feathers-sync";
+        NATS_RELAYED_SUBJECT = "relayed.feathers";
+      }
+    );
+    "an exact subject is relayed to one" = says "set either" (
+      removeAttrs exact [ "natsRelayedSubject" ] // { natsRelayedSubjectPrefix = "relayed"; }
+    );
+    "an exact subject alone" = says "or natsRelayedSubject" (
+      removeAttrs exact [ "natsRelayedSubject" ]
+    );
+    "exact subjects and prefixes" = says "set either" (exact // { natsSubjectPrefix = "cms.cache"; });
+    "a loop of an exact subject" = says "a loop" (exact // { natsRelayedSubject = "feathers-sync"; });
+    "a loop below an exact subject" = says "a loop" (exact // { natsSubject = "relayed.feathers.a"; });
+    "a loop of failed messages to an exact subject" = says "a loop" (
+      exact
+      // {
+        natsSubject = "failed.feathers-sync";
+        natsFailedSubjectPrefix = "failed";
+      }
+    );
+    "failed below an exact relayed subject" = says "where accepted ones are expected" (
+      exact // { natsFailedSubjectPrefix = "relayed.feathers.failed"; }
+    );
+    "what is below an exact subject is not received" = is (broken (
+      exact // { natsRelayedSubject = "feathers-sync.relayed"; }
+    )) [ ];
+    "nor are failed messages below it" = is (broken (
+      exact // { natsFailedSubjectPrefix = "feathers-sync"; }
     )) [ ];
     "a setting that is no variable" = says "'A B' in settings" (plain // { settings."A B" = 1; });
     "an unknown option" = refused (plain // { webhookDestinations = "http://a"; });

@@ -7,10 +7,11 @@ use crate::nats::link::Link;
 use crate::nats::round_trip::RoundTrips;
 use crate::observe::Observer;
 use crate::observe::log::say;
-use crate::plugin::Plugins;
+use crate::plugin::{Hook, Plugins};
 use crate::source::Intake;
 use crate::source::stream::consumer::Consumer;
 use crate::source::subscription::Subscription;
+use crate::subject::Subjects;
 
 /// Prints what would be relayed where.
 pub(super) async fn check(config: &Config) -> anyhow::Result<()> {
@@ -26,13 +27,14 @@ pub(super) async fn check(config: &Config) -> anyhow::Result<()> {
     }
     let version = link.client().await.1.server_info().version;
     say(format_args!("connected to  nats-server {version}"))?;
-    let publishing = Publishing::open(config, &link, &observer).await?;
+    let remaps = plugins.is_some_and(|plugins| plugins.have(Hook::RelayedSubject));
+    let publishing = Publishing::open(config, remaps, &link, &observer).await?;
     source(config, &link, &publishing.round_trips).await?;
     for (destination, _) in &config.webhook.destinations {
         say(format_args!("calls         {destination}"))?;
     }
     let (listen, relayed) = (&config.relay.listen, &config.relay.relayed);
-    say(format_args!("republishes   {}", relayed.wildcard()))?;
+    say(format_args!("republishes   {}", relayed.pattern()))?;
     match &config.relay.failed {
         Some(failed) => say(format_args!("on failure    {}", failed.wildcard()))?,
         None => say(format_args!(
@@ -45,7 +47,8 @@ pub(super) async fn check(config: &Config) -> anyhow::Result<()> {
             say(format_args!("  calling     {destination}"))?;
         }
     }
-    let (from, to) = (listen.subject("article.42"), relayed.subject("article.42"));
+    let tail = if let Subjects::Below(_) = listen { "article.42" } else { "" };
+    let (from, to) = (listen.subject(tail), relayed.subject(tail));
     say(format_args!("\nfor example   {from}\n          ->  {to}"))?;
     Ok(())
 }
@@ -61,7 +64,7 @@ async fn source(config: &Config, link: &Link, round_trips: &RoundTrips) -> anyho
             let (name, consumer) = (&stream.name, &stream.consumer);
             say(format_args!(
                 "reads from    {} (stream {name}, consumer {consumer} {found})",
-                listen.wildcard()
+                listen.pattern()
             ))?;
         }
         Intake::Subscription { queue_group } => {
@@ -69,7 +72,7 @@ async fn source(config: &Config, link: &Link, round_trips: &RoundTrips) -> anyho
             Subscription::open(None, listen, link, round_trips).await?;
             let group = queue_group.as_ref().map(|group| format!(" (queue group {group})"));
             let group = group.unwrap_or_default();
-            say(format_args!("listens on    {}{group}", listen.wildcard()))?;
+            say(format_args!("listens on    {}{group}", listen.pattern()))?;
         }
     }
     Ok(())

@@ -48,7 +48,8 @@ fn message() -> [Arg; 3] {
     let header = Arg::new("header").long("header").value_name("NAME:VALUE");
     let json = Arg::new("json").long("json").action(ArgAction::SetTrue);
     [
-        subject.help("Subject of the message [default: article.42 below the prefix]"),
+        subject
+            .help("Subject of the message [default: article.42 below the prefix, or NATS_SUBJECT]"),
         header
             .action(ArgAction::Append)
             .help("NATS header of the message; can be given several times"),

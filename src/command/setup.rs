@@ -34,27 +34,30 @@ pub(super) fn webhooks(
 }
 
 impl Publishing {
+    /// `remaps` tells whether plugins decide which subjects messages are republished on.
     pub(super) async fn open(
         config: &Config,
+        remaps: bool,
         link: &Link,
         observer: &Observer,
     ) -> anyhow::Result<Self> {
         let relay = &config.relay;
         let resync = relay.resync.as_ref().map(|resync| resync.subject.as_str());
-        let prefixes = [Some(&relay.relayed), relay.failed.as_ref()].into_iter().flatten();
+        let failed = relay.failed.as_ref().map(Prefix::wildcard);
         let capture = match &config.source.intake {
             Intake::Subscription { .. } => None,
             Intake::Stream(stream) => {
-                let published = prefixes.clone().map(Prefix::wildcard);
+                let published = relay.relayed.published().into_iter().chain(failed.clone());
                 let published = published.chain(resync.map(str::to_owned)).collect();
                 Some(Capture::new(Api::of_account(&stream.api_prefix, link), published))
             }
         };
         let round_trips = RoundTrips::open(link, capture.is_some()).await?;
-        for prefix in prefixes {
-            let probe = prefix.subject("nats-webhook-relay-permission-check");
+        let relayed =
+            if remaps { relay.relayed.published() } else { vec![relay.relayed.pattern()] };
+        for subjects in relayed.into_iter().chain(failed) {
+            let probe = subjects.replace('>', "nats-webhook-relay-permission-check");
             if !round_trips.may_publish(probe).await {
-                let subjects = prefix.wildcard();
                 bail!("the NATS user may not publish on {subjects}: grant it to the user");
             }
         }

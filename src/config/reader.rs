@@ -12,6 +12,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 pub(super) const SIZE: &str = "a size such as 512KiB or 64MiB";
+const PREFIX: &str = "a subject prefix such as cms.cache";
 pub(super) const DURATION: &str = "a duration such as 250ms, 30s or 2min";
 
 pub(super) struct Reader<'a> {
@@ -140,23 +141,35 @@ impl<'a> Reader<'a> {
         self.or(variable, "true or false", |text| text.parse().ok(), false)
     }
 
-    pub(super) fn prefix(&mut self, variable: &Variable) -> Option<Prefix> {
+    /// The literal tokens that the variable has.
+    pub(super) fn tokens(&mut self, variable: &Variable, expected: &str) -> Option<Prefix> {
         let text = self.text(variable)?;
-        let prefix = Prefix::parse(&text);
-        self.good(prefix.map_err(|error| {
-            let name = variable.name;
-            format!("{name}: expected a subject prefix such as cms.cache, not {text:?}: {error}")
+        let tokens = Prefix::parse(&text);
+        self.good(tokens.map_err(|error| {
+            format!("{}: expected {expected}, not {text:?}: {error}", variable.name)
         }))
     }
 
-    pub(super) fn required_prefix(&mut self, variable: &Variable) -> Option<Prefix> {
+    /// As [`Self::tokens`], but an unset variable is a mistake too.
+    pub(super) fn required_tokens(
+        &mut self,
+        variable: &Variable,
+        expected: &str,
+    ) -> Option<Prefix> {
         let before = self.mistakes.len();
-        let prefix = self.prefix(variable);
-        if prefix.is_none() && self.mistakes.len() == before {
-            let name = variable.name;
-            self.mistake(format!("{name}: required; expected a subject prefix such as cms.cache"));
+        let tokens = self.tokens(variable, expected);
+        if tokens.is_none() && self.mistakes.len() == before {
+            self.mistake(format!("{}: required; expected {expected}", variable.name));
         }
-        prefix
+        tokens
+    }
+
+    pub(super) fn prefix(&mut self, variable: &Variable) -> Option<Prefix> {
+        self.tokens(variable, PREFIX)
+    }
+
+    pub(super) fn required_prefix(&mut self, variable: &Variable) -> Option<Prefix> {
+        self.required_tokens(variable, PREFIX)
     }
 }
 

@@ -6,12 +6,16 @@ use crate::config::variables::{
 };
 use crate::relay::resync::{INTERVAL, Reason, Settings};
 use crate::source::Intake;
-use crate::subject::Prefix;
+use crate::subject::Subjects;
 use std::collections::BTreeSet;
 
 impl Reader<'_> {
-    /// `listen` is the prefix below which messages are received, and `intake` how.
-    pub(super) fn resync(&mut self, listen: Option<&Prefix>, intake: &Intake) -> Option<Settings> {
+    /// `listen` tells which messages are received, and `intake` how.
+    pub(super) fn resync(
+        &mut self,
+        listen: Option<&Subjects>,
+        intake: &Intake,
+    ) -> Option<Settings> {
         let expected = "a subject such as relayed.resync";
         let subject = self.optional(&NATS_RESYNC_SUBJECT, expected, is_subject);
         let destinations = self.text(&WEBHOOK_RESYNC_DESTINATION);
@@ -24,9 +28,13 @@ impl Reader<'_> {
         if let (Some(subject), Some(listen)) = (&subject, listen)
             && listen.tail(subject).is_some()
         {
+            let listened = match listen {
+                Subjects::Below(_) => "below NATS_SUBJECT_PREFIX",
+                Subjects::Exact(_) => "NATS_SUBJECT",
+            };
             self.mistake(format!(
-                "NATS_RESYNC_SUBJECT: {subject} is below NATS_SUBJECT_PREFIX ({listen}): the \
-                 relay would receive what it publishes, a loop"
+                "NATS_RESYNC_SUBJECT: {subject} is {listened} ({listen}): the relay would receive \
+                 what it publishes, a loop"
             ));
         }
         if !self.is_set(&NATS_RESYNC_SUBJECT) {

@@ -111,10 +111,20 @@ variables! {
         "Prefix of the subjects for confirmations. Default: _INBOX.",
     ),
     NATS_SUBJECT_PREFIX: plain(
-        "Required. The relay listens on everything below it: cms.cache means cms.cache.>",
+        "Required. The relay listens on everything below it: cms.cache means cms.cache.>. \
+         NATS_SUBJECT can be set instead.",
     ),
     NATS_RELAYED_SUBJECT_PREFIX: plain(
-        "Required. Accepted messages are republished below it.",
+        "Required. Accepted messages are republished below it. NATS_RELAYED_SUBJECT can be set \
+         instead.",
+    ),
+    NATS_SUBJECT: plain(
+        "One exact subject to listen on, such as feathers-sync, instead of \
+         NATS_SUBJECT_PREFIX.",
+    ),
+    NATS_RELAYED_SUBJECT: plain(
+        "The exact subject that accepted messages are republished on. Set it together with \
+         NATS_SUBJECT, and neither prefix.",
     ),
     NATS_FAILED_SUBJECT_PREFIX: plain(
         "Messages that could not be relayed are published below it, with headers that say \

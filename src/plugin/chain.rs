@@ -13,7 +13,7 @@ use crate::plugin::host::Host;
 use crate::plugin::output::{self, Hide, Sink};
 use crate::plugin::settings::Setting;
 use crate::plugin::stopped::{Kind, Stopped, Why};
-use crate::subject::{self, MAX_SUBJECT_BYTES, Prefix};
+use crate::subject::{self, MAX_SUBJECT_BYTES, Subjects};
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,13 +35,16 @@ pub struct Limits {
     pub payload: usize,
     /// Bytes of a subject without its prefix.
     pub tail: usize,
+    /// Whether a subject may be the prefix itself.
+    pub no_tail: bool,
 }
 
 impl Limits {
-    /// Those of a server that takes `payload` bytes, for subjects below `relayed`.
+    /// Those of a server that takes `payload` bytes, for what is republished on `relayed`.
     #[must_use]
-    pub fn new(payload: usize, relayed: &Prefix) -> Self {
-        Self { payload, tail: MAX_SUBJECT_BYTES - relayed.subject("").len() }
+    pub fn new(payload: usize, relayed: &Subjects) -> Self {
+        let tail = MAX_SUBJECT_BYTES - relayed.to_string().len() - 1;
+        Self { payload, tail, no_tail: matches!(relayed, Subjects::Exact(_)) }
     }
 }
 
@@ -54,7 +57,7 @@ pub struct Shaped {
     pub headers: HeaderMap,
     /// The payload to be republished.
     pub payload: Bytes,
-    /// Where to, below the relayed prefix.
+    /// Where to, below the relayed prefix or subject.
     pub tail: String,
 }
 
@@ -211,6 +214,7 @@ impl Shaped {
                     limits.tail
                 ));
             }
+            Output::Tail(tail) if tail.is_empty() && limits.no_tail => self.tail = tail,
             Output::Tail(tail) => match subject::check(&tail) {
                 Ok(()) => self.tail = tail,
                 Err(error) => {

@@ -3,23 +3,23 @@
 use crate::headers;
 use crate::message::{Message, Outbound};
 use crate::relay::outcome::Oversize;
-use crate::subject::{MAX_SUBJECT_BYTES, Prefix};
+use crate::subject::{MAX_SUBJECT_BYTES, Subjects};
 use async_nats::header::NATS_MESSAGE_ID;
 use tokio_util::bytes::Bytes;
 
-/// The copy of `message` that is republished below `prefix`.
+/// The copy of `message` that is republished as that of `subjects` with `tail`.
 ///
 /// # Errors
 /// When a server that takes `limit` bytes (`max_payload`) would refuse it.
 pub fn relayed_copy(
     message: &Message,
-    prefix: &Prefix,
+    subjects: &Subjects,
     tail: &str,
     payload: Bytes,
     id: String,
     limit: usize,
 ) -> Result<Outbound, Oversize> {
-    let subject = prefix.subject(tail);
+    let subject = subjects.subject(tail);
     if subject.len() > MAX_SUBJECT_BYTES {
         return Err(Oversize::Subject(subject.len()));
     }

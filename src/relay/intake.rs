@@ -59,7 +59,7 @@ pub(crate) async fn run(
     let metrics = observer.metrics();
     let (received, relayed, lost) = (metrics.received(), metrics.relayed(), metrics.lost());
     info!(received, relayed, lost, unfinished, "stopped");
-    let subject = settings.listen.wildcard();
+    let subject = settings.listen.pattern();
     if unfinished > 0 && !is_kept {
         bail!("{unfinished} messages could not be finished within SHUTDOWN_GRACE");
     }

@@ -1,4 +1,4 @@
-//! Intake from core NATS: one subscription to everything below the prefix, at most once.
+//! Intake from core NATS: one subscription to what is listened on, at most once.
 //!
 //! What is in the subscription's buffer is moved on at every turn, so that it is the relay's
 //! own limits that decide what may wait.
@@ -7,7 +7,7 @@ use crate::message::{Id, Message};
 use crate::nats::link::{Link, Missed};
 use crate::nats::round_trip::RoundTrips;
 use crate::pending::Limits;
-use crate::subject::Prefix;
+use crate::subject::Subjects;
 use anyhow::{Context, bail};
 use async_nats::{Client, SubscribeError, Subscriber};
 use futures_util::StreamExt;
@@ -41,11 +41,11 @@ impl Subscription {
     /// When the user may not subscribe.
     pub(crate) async fn open(
         queue_group: Option<&str>,
-        listen: &Prefix,
+        listen: &Subjects,
         link: &Link,
         round_trips: &RoundTrips,
     ) -> anyhow::Result<Self> {
-        let subject = listen.wildcard();
+        let subject = listen.pattern();
         let generation = link.connected().await;
         let (number, client) = link.client().await;
         let subscriber = subscribe(&client, &subject, queue_group).await;

@@ -10,7 +10,7 @@ use crate::plugin::output::{Channel, Sink};
 use crate::plugin::settings::Settings;
 use crate::relay::copy::relayed_copy;
 use crate::relay::outcome::{Outcome, Oversize};
-use crate::subject::{self, Prefix};
+use crate::subject::{self, Prefix, Subjects};
 use crate::webhook::Delivery;
 use anyhow::{Context, ensure};
 use async_nats::{HeaderMap, HeaderName};
@@ -49,18 +49,19 @@ pub(crate) async fn run(
     environment: &Environment,
     matches: &ArgMatches,
 ) -> anyhow::Result<ExitCode> {
-    let prefix = |name: &str, default: &str| {
-        let text = environment.get(name).unwrap_or(default);
-        Prefix::parse(text).with_context(|| format!("{name}: {text:?} is not a subject prefix"))
-    };
-    let listen = prefix("NATS_SUBJECT_PREFIX", "cms.cache")?;
-    let relayed = prefix("NATS_RELAYED_SUBJECT_PREFIX", "relayed.cache")?;
+    let (listen, relayed) = subjects(environment)?;
     let subject = matches.get_one::<String>("subject").cloned();
-    let subject = subject.unwrap_or_else(|| listen.subject("article.42"));
+    let subject = subject.unwrap_or_else(|| match &listen {
+        Subjects::Below(prefix) => prefix.subject("article.42"),
+        Subjects::Exact(subject) => subject.to_string(),
+    });
     subject::check(&subject).with_context(|| format!("--subject: {subject:?} is not a subject"))?;
-    let tail = listen
-        .tail(&subject)
-        .with_context(|| format!("{subject:?} is not below {listen} (NATS_SUBJECT_PREFIX)"))?;
+    let tail = listen.tail(&subject).with_context(|| match &listen {
+        Subjects::Below(prefix) => {
+            format!("{subject:?} is not below {prefix} (NATS_SUBJECT_PREFIX)")
+        }
+        Subjects::Exact(exact) => format!("{subject:?} is not {exact} (NATS_SUBJECT)"),
+    })?;
     let headers = headers(matches)?;
     let message = Arc::new(Message::new(&subject, headers, payload()?, Id::unique()));
 
@@ -100,6 +101,24 @@ pub(crate) async fn run(
     })
 }
 
+/// What the variables say of what is listened on and republished on.
+fn subjects(environment: &Environment) -> anyhow::Result<(Subjects, Subjects)> {
+    let tokens = |name: &str, default: &str| {
+        let text = environment.get(name).unwrap_or(default);
+        Prefix::parse(text).with_context(|| format!("{name}: {text:?} is not a subject"))
+    };
+    Ok(match environment.get("NATS_SUBJECT") {
+        Some(_) => (
+            Subjects::Exact(tokens("NATS_SUBJECT", "")?),
+            Subjects::Exact(tokens("NATS_RELAYED_SUBJECT", "relayed")?),
+        ),
+        None => (
+            Subjects::Below(tokens("NATS_SUBJECT_PREFIX", "cms.cache")?),
+            Subjects::Below(tokens("NATS_RELAYED_SUBJECT_PREFIX", "relayed.cache")?),
+        ),
+    })
+}
+
 /// The headers on the command line.
 fn headers(matches: &ArgMatches) -> anyhow::Result<HeaderMap> {
     let mut headers = HeaderMap::new();
@@ -125,7 +144,7 @@ fn payload() -> anyhow::Result<Bytes> {
 /// What would be sent and republished of a message that passed its plugins.
 fn relayed_of(
     message: &Arc<Message>,
-    relayed: &Prefix,
+    relayed: &Subjects,
     shaped: Shaped,
 ) -> Result<Relayed, Oversize> {
     let Shaped { body, headers, payload, tail } = shaped;

@@ -7,7 +7,7 @@
 use crate::nats::ack;
 use crate::nats::jetstream::{self, Api, ApiError, number, text, texts};
 use crate::nats::round_trip::RoundTrips;
-use crate::subject::{Prefix, covers, meets};
+use crate::subject::{Subjects, covers, meets};
 use anyhow::bail;
 use serde_json::{Map, Value, json};
 use std::time::{Duration, SystemTime};
@@ -164,8 +164,8 @@ impl SetUpError {
 impl Consumer {
     /// The consumer that `settings` name, for what `listen` covers; at most `pending` messages
     /// of it are unsettled where one replica works at a time.
-    pub(crate) fn new(api: Api, settings: &Settings, listen: &Prefix, pending: usize) -> Self {
-        Self { api, settings: settings.clone(), filter: listen.wildcard(), pending }
+    pub(crate) fn new(api: Api, settings: &Settings, listen: &Subjects, pending: usize) -> Self {
+        Self { api, settings: settings.clone(), filter: listen.pattern(), pending }
     }
 
     /// Finds or makes the stream and the consumer.
@@ -330,9 +330,11 @@ impl Consumer {
         if !is_fed && !texts(&stream, "/config/subjects").any(|subjects| covers(subjects, filter)) {
             let subjects: Vec<_> = texts(&stream, "/config/subjects").collect();
             if !subjects.iter().any(|subjects| meets(subjects, filter)) {
+                let variable =
+                    if filter.ends_with('>') { "NATS_SUBJECT_PREFIX" } else { "NATS_SUBJECT" };
                 return Err(SetUpError::Misfit(format!(
                     "the stream {name} (NATS_STREAM) does not capture {filter} \
-                     (NATS_SUBJECT_PREFIX), only {}; add it with\n    \
+                     ({variable}), only {}; add it with\n    \
                      nats stream edit {name} --subjects '{}'",
                     subjects.join(" "),
                     [subjects.as_slice(), &[filter]].concat().join(",")
