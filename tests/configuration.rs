@@ -690,6 +690,17 @@ async fn the_example_is_a_configuration_as_it_is_and_with_everything_uncommented
 }
 
 #[test]
+fn the_settings_for_drupal_are_a_configuration() {
+    let folder = TempDir::new().unwrap();
+    std::fs::write(folder.path().join(".env"), read("examples/drupal/relay.env")).unwrap();
+    let absent =
+        [("NATS_HOST", GOOD[1].1), ("PLUGINS", ""), ("PLUGIN_DRUPAL_PATH_SECRET_FILE", "")];
+    let (status, _, stderr) = check_in(&folder, &absent);
+    assert_eq!(status.code(), Some(1), "all but the server is there: {stderr}");
+    assert!(stderr.contains("nothing listens on"), "{stderr}");
+}
+
+#[test]
 fn help_explains_every_variable() {
     let folder = TempDir::new().unwrap();
     let mut help = command(&folder, &[]);

@@ -13,7 +13,7 @@ fn root() -> &'static Path {
 fn documents() -> Vec<PathBuf> {
     let mut documents: Vec<PathBuf> =
         ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"].map(PathBuf::from).into();
-    for folder in ["docs", "plugins"] {
+    for folder in ["docs", "plugins", "examples"] {
         for entry in std::fs::read_dir(root().join(folder)).unwrap() {
             let path = entry.unwrap().path();
             let path = if path.is_dir() { path.join("README.md") } else { path };
