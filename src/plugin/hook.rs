@@ -63,7 +63,8 @@ impl fmt::Display for Hook {
 pub(crate) struct Input {
     /// The message as it was received.
     pub(crate) message: Arc<Message>,
-    /// What of its subject lies below the listened prefix or subject, or what an earlier plugin made of it.
+    /// What of its subject lies below the listened prefix or subject, or what an earlier plugin
+    /// made of it.
     pub(crate) tail: String,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) payload: Bytes,
