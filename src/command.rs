@@ -20,7 +20,7 @@ use crate::observe::supervisor::{self, Phase};
 use crate::observe::{Observer, log};
 use crate::otlp::Traces;
 use crate::pending::Pending;
-use crate::plugin::{Hook, Plugins};
+use crate::plugin::Plugins;
 use crate::relay::resync::{Reason, Resync};
 use crate::relay::{Relay, intake};
 use crate::source::stream::Parts;
@@ -234,10 +234,9 @@ async fn run(config: &Config) -> anyhow::Result<()> {
         info!("stopped before the plugins were loaded");
         return Ok(());
     };
-    let remaps = plugins.as_ref().is_some_and(|plugins| plugins.have(Hook::RelayedSubject));
     let connected = async {
         let link = Link::open(&config.nats, &observer).await?;
-        let publishing = Publishing::open(config, remaps, &link, &observer).await?;
+        let publishing = Publishing::open(config, plugins.as_deref(), &link, &observer).await?;
         let Publishing { round_trips, publisher, capture } = publishing;
         let (observer, pending) = (&observer, &pending);
         let parts = Parts { link: &link, round_trips: &round_trips, capture, observer, pending };
@@ -264,16 +263,21 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     let is_kept = matches!(config.source.intake, Intake::Stream(_));
     let limits = (!is_kept).then_some(config.source.limits);
     let result = intake::run(settings, limits, source, &relay, &observer, &pending, stop).await;
+    close(resync, closing, traces).await;
+    result
+}
+
+/// Ends what goes on beside relaying.
+async fn close(resync: Option<Arc<Resync>>, plugins: Option<Arc<Plugins>>, traces: Option<Traces>) {
     if let Some(resync) = resync {
         resync.finish().await;
     }
-    if let Some(plugins) = closing {
+    if let Some(plugins) = plugins {
         plugins.close().await;
     }
     if let Some(traces) = traces {
         traces.finish().await;
     }
-    result
 }
 
 /// Says that messages can arrive, and has `/readyz` answer from then on.

@@ -19,6 +19,7 @@ use opentelemetry_sdk::trace::{
     SpanExporter,
 };
 use reqwest::Client;
+use reqwest::header::AUTHORIZATION;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -90,20 +91,24 @@ impl Traces {
     /// When TLS cannot be set up on this machine.
     pub(crate) fn start(settings: &Settings) -> anyhow::Result<Self> {
         let doing = || format!("cannot export traces to {}", settings.endpoint);
-        let client = Calls {
-            client: Maker::new(&settings.endpoint, None, CONNECT_TIMEOUT, &settings.certificates)
-                .and_then(|maker| maker.make())
-                .with_context(doing)?,
-            timeout: settings.timeout,
-            runtime: Handle::current(),
-        };
+        let maker = Maker::new(&settings.endpoint, None, CONNECT_TIMEOUT, &settings.certificates);
+        let client = maker.and_then(|maker| maker.make()).with_context(doing)?;
+        // A login in the URL becomes a header: what calls the URL may log it.
+        let template = client.post(settings.endpoint.url().clone()).build();
+        let template = template.map_err(reqwest::Error::without_url).with_context(doing)?;
+        let login = template.headers().get(AUTHORIZATION).and_then(|login| login.to_str().ok());
+        let mut headers = settings.headers.clone();
+        if let Some(login) = login {
+            headers.entry(AUTHORIZATION.to_string()).or_insert_with(|| login.to_owned());
+        }
+        let client = Calls { client, timeout: settings.timeout, runtime: Handle::current() };
         let mut exporter = opentelemetry_otlp::SpanExporter::builder()
             .with_http()
             .with_http_client(client)
             .with_protocol(Protocol::HttpBinary)
-            .with_endpoint(settings.endpoint.url().as_str())
+            .with_endpoint(template.url().as_str())
             .with_timeout(settings.timeout)
-            .with_headers(settings.headers.clone());
+            .with_headers(headers);
         if settings.is_compressed {
             exporter = exporter.with_compression(Compression::Gzip);
         }

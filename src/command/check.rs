@@ -7,7 +7,7 @@ use crate::nats::link::Link;
 use crate::nats::round_trip::RoundTrips;
 use crate::observe::Observer;
 use crate::observe::log::say;
-use crate::plugin::{Hook, Plugins};
+use crate::plugin::Plugins;
 use crate::source::Intake;
 use crate::source::stream::consumer::Consumer;
 use crate::source::subscription::Subscription;
@@ -29,8 +29,7 @@ pub(super) async fn check(config: &Config) -> anyhow::Result<()> {
     }
     let version = link.client().await.1.server_info().version;
     say(format_args!("connected to  nats-server {version}"))?;
-    let remaps = plugins.is_some_and(|plugins| plugins.have(Hook::RelayedSubject));
-    let publishing = Publishing::open(config, remaps, &link, &observer).await?;
+    let publishing = Publishing::open(config, plugins.as_ref(), &link, &observer).await?;
     source(config, &link, &publishing.round_trips).await?;
     for (destination, _) in &config.webhook.destinations {
         let instances = instances(config, destination).await;

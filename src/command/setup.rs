@@ -7,6 +7,7 @@ use crate::nats::link::Link;
 use crate::nats::publisher::Publisher;
 use crate::nats::round_trip::RoundTrips;
 use crate::observe::Observer;
+use crate::plugin::{Hook, Plugins};
 use crate::relay::resync;
 use crate::source::Intake;
 use crate::subject::Prefix;
@@ -34,10 +35,9 @@ pub(super) fn webhooks(
 }
 
 impl Publishing {
-    /// `remaps` tells whether plugins decide which subjects messages are republished on.
     pub(super) async fn open(
         config: &Config,
-        remaps: bool,
+        plugins: Option<&Plugins>,
         link: &Link,
         observer: &Observer,
     ) -> anyhow::Result<Self> {
@@ -53,6 +53,8 @@ impl Publishing {
             }
         };
         let round_trips = RoundTrips::open(link, capture.is_some()).await?;
+        // Plugins may decide which subjects messages are republished on.
+        let remaps = plugins.is_some_and(|plugins| plugins.have(Hook::RelayedSubject));
         let relayed =
             if remaps { relay.relayed.published() } else { vec![relay.relayed.pattern()] };
         for subjects in relayed.into_iter().chain(failed) {

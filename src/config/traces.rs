@@ -32,16 +32,16 @@ impl Reader<'_> {
         let is_off = self.flag(&OTEL_SDK_DISABLED);
         let exporter = |text: &str| ["otlp", "none"].contains(&text).then(|| text == "none");
         let is_none = self.or(&OTEL_TRACES_EXPORTER, "otlp or none", exporter, false);
+        let headers = self.pairs(&OTEL_EXPORTER_OTLP_TRACES_HEADERS, |name, value| {
+            HeaderName::from_bytes(name.as_bytes()).is_ok() && HeaderValue::from_str(value).is_ok()
+        });
+        // Platforms set the rest for all programs: it may be meant for others.
         let endpoint = whole.or(base).filter(|_| !is_off && !is_none)?;
-
         let protocol = |text: &str| (text == "http/protobuf").then_some(());
         self.optional(&OTEL_EXPORTER_OTLP_TRACES_PROTOCOL, "http/protobuf", protocol);
         let is_gzip = |text: &str| ["gzip", "none"].contains(&text).then(|| text == "gzip");
         let compression = &OTEL_EXPORTER_OTLP_TRACES_COMPRESSION;
         let is_compressed = self.or(compression, "gzip or none", is_gzip, false);
-        let headers = self.pairs(&OTEL_EXPORTER_OTLP_TRACES_HEADERS, |name, value| {
-            HeaderName::from_bytes(name.as_bytes()).is_ok() && HeaderValue::from_str(value).is_ok()
-        });
         let ca = &OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE;
         let authorities = self.read_path(ca, certificates::authorities).unwrap_or_default();
         Some(Settings {

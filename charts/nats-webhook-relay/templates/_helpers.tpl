@@ -53,7 +53,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- fail (printf "%s is in both config and secretFiles; keep one" $name) -}}
 {{- end -}}
 {{/* For these, the value is a path itself. */}}
-{{- $isPath := has $name (list "NATS_CA" "NATS_CERT" "NATS_CREDS" "NATS_KEY" "NATS_NKEY" "WEBHOOK_CA" "WEBHOOK_CERT" "WEBHOOK_KEY") -}}
+{{- $isPath := has $name (list "NATS_CA" "NATS_CERT" "NATS_CREDS" "NATS_KEY" "NATS_NKEY" "WEBHOOK_CA" "WEBHOOK_CERT" "WEBHOOK_KEY" "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE") -}}
 {{- $_ := set $config (ternary $name (printf "%s_FILE" $name) $isPath) (printf "/run/secrets/nats-webhook-relay/%s" $name) -}}
 {{- end -}}
 {{- toJson $config -}}
