@@ -257,7 +257,7 @@ def debian(folder):
             test -e /etc/default/nats-webhook-relay
             mkdir -p /var/cache/nats-webhook-relay
             dpkg --purge nats-webhook-relay
-            rest=$(find /etc /usr /lib/systemd /var/cache -xdev -name "*nats-webhook-relay*" -newer {inside_copy} | grep -v -e /var/lib/dpkg || :)
+            rest=$(find /etc /usr /lib/systemd /var/cache -xdev -name "*nats-webhook-relay*" -cnewer {inside_copy} | grep -v -e /var/lib/dpkg || :)
             test -z "$rest" || {{ echo "these remain: $rest"; exit 1; }}
             """,
         )
