@@ -26,8 +26,8 @@ async function save(id, { title, text }) {
   const event = JSON.stringify({ entity: "article", id, revision: article.revision });
   // Without the relay: browsers are told at once.
   for (const browser of listening) browser.write(`data: ${event}\n\n`);
-  // With the relay: browsers are told when the frontend has dropped its cached copy. The stream confirms the message.
-  // A repetition of it has the same id, so the stream drops it.
+  // With the relay: browsers are told when the frontend has dropped its cached copy. The stream confirms the message, and drops
+  // a repetition by its id. If it does not confirm, the editor sees an error and saves again; a database would have an outbox.
   await js.publish(`cms.cache.article.${id}`, event, { msgID: `article-${id}-${article.revision}`, retries: 20 });
   return article;
 }

@@ -247,9 +247,9 @@ def debian(folder):
             test -e /usr/share/man/man1/nats-webhook-relay.1.gz
             bash -c ". /usr/share/bash-completion/completions/nats-webhook-relay"
             test "$(stat -c %a /etc/default/nats-webhook-relay)" = 600
-            said=$(systemd-analyze verify --man=no /lib/systemd/system/nats-webhook-relay.service 2>&1)
+            said=$(systemd-analyze verify --man=no /usr/lib/systemd/system/nats-webhook-relay.service 2>&1)
             test -z "$said" || {{ echo "$said"; exit 1; }}
-            systemd-analyze security --no-pager --offline=yes --threshold=20 /lib/systemd/system/nats-webhook-relay.service
+            systemd-analyze security --no-pager --offline=yes --threshold=20 /usr/lib/systemd/system/nats-webhook-relay.service
             echo MAX_IN_FLIGHT=1 >>/etc/default/nats-webhook-relay
             dpkg --install {inside_copy}
             grep -q MAX_IN_FLIGHT /etc/default/nats-webhook-relay
@@ -257,7 +257,7 @@ def debian(folder):
             test -e /etc/default/nats-webhook-relay
             mkdir -p /var/cache/nats-webhook-relay
             dpkg --purge nats-webhook-relay
-            rest=$(find /etc /usr /lib/systemd /var/cache -xdev -name "*nats-webhook-relay*" -newer {inside_copy} | grep -v -e /var/lib/dpkg || :)
+            rest=$(find /etc /usr /lib/systemd /var/cache -xdev -name "*nats-webhook-relay*" -cnewer {inside_copy} | grep -v -e /var/lib/dpkg || :)
             test -z "$rest" || {{ echo "these remain: $rest"; exit 1; }}
             """,
         )
