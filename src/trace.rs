@@ -132,16 +132,21 @@ impl Extractor for Headers<'_> {
 struct HeadersInjector<'a>(&'a mut HeaderMap);
 
 impl Injector for HeadersInjector<'_> {
+    /// The name keeps its spelling, of which there is one then.
     fn set(&mut self, key: &str, value: String) {
-        let is_other = |name: &HeaderName| is(name, key) && AsRef::<str>::as_ref(name) != key;
-        if self.0.iter().any(|(name, _)| is_other(name)) {
+        let same = self.0.iter().map(|(name, _)| name).filter(|name| is(name, key));
+        let mut same = same.cloned().collect::<Vec<_>>().into_iter();
+        let name = same.next();
+        if same.next().is_some() {
             let before = std::mem::take(self.0);
-            let kept = before.iter().filter(|(name, _)| !is_other(name));
-            for (name, values) in kept {
+            for (name, values) in before.iter().filter(|(name, _)| !is(name, key)) {
                 values.iter().for_each(|value| self.0.append(name.clone(), value.clone()));
             }
         }
-        self.0.insert(key, value);
+        match name {
+            Some(name) => self.0.insert(name, value),
+            None => self.0.insert(key, value),
+        }
     }
 }
 

@@ -721,9 +721,10 @@ fn help_explains_every_variable() {
     assert!(status.success() && stderr.is_empty(), "{stderr}");
     assert!(stdout.contains(&config::help()), "{stdout}");
     for Variable { name, aliases, default, secret, help } in VARIABLES {
-        let start = |entry: &&str| entry.split([' ', '\n']).next() == Some(name);
-        let entry =
-            stdout.split("\n  ").find(start).unwrap_or_else(|| panic!("{name} is not in --help"));
+        // The name is followed by something in brackets, or by the end of the line.
+        let start = [' ', '\n'].iter().find_map(|end| stdout.find(&format!("\n  {name}{end}")));
+        let start = start.unwrap_or_else(|| panic!("{name} is not in --help"));
+        let entry = &stdout[start + "\n  ".len() + name.len()..];
         let (head, text) = entry.split_once('\n').unwrap();
         assert!(text.trim_start().starts_with(help), "{name}");
         assert!(
