@@ -61,7 +61,7 @@ impl Connection {
     }
 
     /// Whether the server ends the connection with an error.
-    async fn is_ended(mut self) -> bool {
+    async fn ends(mut self) -> bool {
         let mut was_told = false;
         while let Some(frame) = self.next().await {
             was_told |= frame.kind == GOAWAY;
@@ -162,7 +162,7 @@ async fn floods_end_their_connection_and_disturb_no_other() {
     ] {
         let mut connection = Connection::open(&address, &[]).await;
         connection.send(&frames).await;
-        assert!(connection.is_ended().await, "{name}");
+        assert!(connection.ends().await, "{name}");
         assert!(is_served(&address).await, "{name}");
     }
     assert!(gateway.memory("VmHWM") < 300 * 1024, "{} KiB", gateway.memory("VmHWM"));

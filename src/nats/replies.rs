@@ -85,7 +85,10 @@ impl Inbox {
         let number = message.subject.strip_prefix(self.prefix.as_str());
         let Some(number) = number.and_then(|number| number.parse().ok()) else { return };
         let sender = self.waiting().requests.remove(&number);
-        let _ = sender.map(|sender| sender.send(message));
+        if let Some(sender) = sender {
+            // Whoever waited may have gone in this moment.
+            let _ = sender.send(message);
+        }
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {

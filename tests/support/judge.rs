@@ -183,7 +183,7 @@ fn barrier_violations(record: &Record) -> Vec<Key> {
         let own = accepted.get(&(&copy.key, &*copy.id)).is_some_and(|at| *at <= copy.at);
         let calls = by_subject.get(&*copy.key.subject).into_iter().flatten();
         let mut later = calls.filter(|(number, _)| *number > copy.key.number);
-        !own && !(record.shared && later.any(|(_, at)| *at <= copy.at))
+        !(own || record.shared && later.any(|(_, at)| *at <= copy.at))
     };
     record.relayed.iter().filter(violates).map(|copy| copy.key.clone()).collect()
 }
