@@ -274,6 +274,9 @@ fn the_first_name_that_is_set_decides_and_files_stand_for_names() {
         ("WEBHOOK_SECRET", SECRET),
         ("WEBHOOK_HEADERS", "x=filed"),
         ("WEBHOOK_RESYNC_DESTINATION", "http://filed/resync"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://other"),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://filed"),
+        ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "x=filed"),
     ];
     let secrets: BTreeSet<_> =
         VARIABLES.iter().filter(|variable| variable.secret).map(|variable| variable.name).collect();
@@ -294,6 +297,8 @@ fn the_first_name_that_is_set_decides_and_files_stand_for_names() {
     assert_eq!(config.webhook.destinations[0].0.host(), "filed");
     assert_eq!(config.relay.resync.unwrap().destinations.unwrap()[0].0.host(), "filed");
     assert_eq!(config.nats.servers[0].host(), "filed");
+    let traces = config.traces.unwrap();
+    assert_eq!((traces.endpoint.host(), &*traces.headers["x"]), ("filed", "filed"));
     assert_eq!(
         config.nats.login,
         Login::Password { user: "filed".to_owned(), password: Secret::new("filed") }
