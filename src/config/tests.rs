@@ -244,6 +244,20 @@ fn the_login_is_that_of_the_variables_or_else_of_the_url() {
     assert!(mistakes.contains("NATS_PASS: set without NATS_USER"), "{mistakes}");
 }
 
+/// Every secret with a value, except for the other ways to log in.
+const SECRETS: [(&str, &str); 10] = [
+    ("WEBHOOK_DESTINATION", "http://filed/"),
+    ("NATS_HOST", "nats://filed"),
+    ("NATS_USER", "filed"),
+    ("NATS_PASS", "filed"),
+    ("WEBHOOK_SECRET", SECRET),
+    ("WEBHOOK_HEADERS", "x=filed"),
+    ("WEBHOOK_RESYNC_DESTINATION", "http://filed/resync"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://other"),
+    ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://filed"),
+    ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "x=filed"),
+];
+
 #[test]
 fn the_first_name_that_is_set_decides_and_files_stand_for_names() {
     let folder = tempfile::tempdir().unwrap();
@@ -266,25 +280,13 @@ fn the_first_name_that_is_set_decides_and_files_stand_for_names() {
         assert_eq!(config.nats.login, expected, "{variables:?}");
     }
     // Every secret can come from a file.
-    let cases = [
-        ("WEBHOOK_DESTINATION", "http://filed/"),
-        ("NATS_HOST", "nats://filed"),
-        ("NATS_USER", "filed"),
-        ("NATS_PASS", "filed"),
-        ("WEBHOOK_SECRET", SECRET),
-        ("WEBHOOK_HEADERS", "x=filed"),
-        ("WEBHOOK_RESYNC_DESTINATION", "http://filed/resync"),
-        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://other"),
-        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://filed"),
-        ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "x=filed"),
-    ];
     let secrets: BTreeSet<_> =
         VARIABLES.iter().filter(|variable| variable.secret).map(|variable| variable.name).collect();
     // One way to log in at a time: the others are tried with real servers.
     let others = ["NATS_TOKEN", "NATS_CREDS", "NATS_NKEY", "NATS_JWT", "NATS_SEED"];
-    assert_eq!(secrets, cases.iter().map(|(name, _)| *name).chain(others).collect());
+    assert_eq!(secrets, SECRETS.iter().map(|(name, _)| *name).chain(others).collect());
     let paths =
-        cases.map(|(name, text)| (format!("{name}_FILE"), file(name, &format!("{text}\n"))));
+        SECRETS.map(|(name, text)| (format!("{name}_FILE"), file(name, &format!("{text}\n"))));
     let environment = REQUIRED
         .iter()
         .skip(2)
