@@ -134,6 +134,7 @@ async fn a_message_is_relayed_when_every_address_has_accepted_it_and_not_before(
     b.received(3).await;
     status.store(200, Ordering::SeqCst);
     setup.relayed().await;
+    setup.relay.logged("\"message\":\"relayed\"").await;
     let steps = steps(&setup.relay);
     let mut first: Vec<_> = steps[..2].to_vec();
     first.sort();
