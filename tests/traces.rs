@@ -45,9 +45,7 @@ impl Collector {
         });
         let kept = Endpoint::ok().await;
         let folder = TempDir::new().unwrap();
-        // It cannot say which ports it was given.
-        let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let (port, grpc) = (free(), free());
+        let (port, grpc) = (free_port(), free_port());
         let process = Command::new(program.trim())
             .arg("start")
             .args(["--otlp-http-endpoint", &format!("127.0.0.1:{port}")])
@@ -103,6 +101,17 @@ impl Drop for Collector {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+}
+
+/// A port for a program that cannot say which one it was given: below those that systems give to
+/// whoever asks for any, or it could be gone before the program listens.
+fn free_port() -> u16 {
+    loop {
+        let port = fastrand::u16(10_000..32_000);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
     }
 }
 

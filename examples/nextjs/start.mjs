@@ -1,6 +1,6 @@
 // Starts all of it on free ports: nats-server, the content backend, the relay, and two instances of the frontend.
 import { spawn } from "node:child_process";
-import { randomBytes } from "node:crypto";
+import { randomBytes, randomInt } from "node:crypto";
 import { once } from "node:events";
 import { rmSync } from "node:fs";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
@@ -183,10 +183,15 @@ function createGate(port) {
 }
 
 async function freePorts(count) {
-  const servers = Array.from({ length: count }, () => createServer().listen(0, "127.0.0.1"));
-  await Promise.all(servers.map((server) => once(server, "listening")));
-  const ports = servers.map((server) => server.address().port);
-  await Promise.all(servers.map((server) => new Promise((closed) => server.close(closed))));
+  const ports = [];
+  while (ports.length < count) {
+    // Below those that systems give to whoever asks for any port, or one could be gone before it is listened on.
+    const port = randomInt(10_000, 32_000);
+    const server = createServer().listen(port, "127.0.0.1");
+    const isFree = await once(server, "listening").catch(() => false);
+    if (isFree && !ports.includes(port)) ports.push(port);
+    await new Promise((closed) => server.close(closed));
+  }
   return ports;
 }
 
