@@ -866,7 +866,10 @@ fn spawn(
         ("WEBHOOK_MAX_ATTEMPTS", attempts),
         ("WEBHOOK_TIMEOUT", call),
         ("SHUTDOWN_GRACE", grace),
-        ("RUST_LOG", "info,nats_webhook_relay::relay=debug,nats_webhook_relay::webhook=debug"),
+        (
+            "RUST_LOG",
+            "info,nats_webhook_relay::relay=debug,nats_webhook_relay::webhook=debug,nats_webhook_relay::source=debug",
+        ),
     ];
     if shared {
         variables.extend([

@@ -8,7 +8,7 @@ use async_nats::StatusCode;
 use serde_json::json;
 use std::time::Duration;
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{debug, warn};
 
 /// How soon after the server has refused a request another one is made.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
@@ -89,6 +89,7 @@ impl Pull {
     }
 
     async fn request(&self, name: &str, messages: usize, bytes: usize, expires: Duration) {
+        debug!(name, messages, bytes, "asking for messages");
         let mut request =
             json!({ "batch": messages, "max_bytes": bytes, "expires": expires.as_nanos() as u64 });
         if let (Some(fields), Some(group)) = (request.as_object_mut(), self.made.group) {
@@ -170,6 +171,7 @@ impl Pull {
         let sign =
             name.strip_prefix(SIGN).and_then(|asked| asked.parse().ok()).map(Duration::from_millis);
         let is_current = name.parse() == Ok(self.session.request);
+        debug!(name, code, description, "the server says");
         if sign.is_none() && !is_current {
             return;
         }

@@ -11,7 +11,7 @@ use crate::source::stream::unreadable::{self, Unreadable};
 use crate::source::stream::{AGAIN, INSPECT_CLOSED, Inspecting, Pull};
 use std::time::Duration;
 use tokio::time::Instant;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 /// How often the consumer is inspected, and how often while the gate is closed.
 const INSPECT: Duration = Duration::from_secs(5);
@@ -25,6 +25,7 @@ const AFTER_YOU: Duration = Duration::from_secs(2);
 impl Pull {
     pub(super) fn inspect(&self) -> Inspecting {
         let is_first = !self.session.inspected;
+        debug!(is_first, "inspecting the consumer");
         let created = self.made.stream_created.clone();
         let inspection = Inspection {
             consumer: self.consumer.clone(),
@@ -85,6 +86,9 @@ impl Pull {
         }
         self.held.certain();
         let missing = self.sort_out(unreadable, &state);
+        let (is_open, unsettled, delivered) =
+            (self.gate.is_open(), state.unsettled, state.delivered);
+        debug!(is_own, missing, unsettled, delivered, held = self.held.len(), is_open, "inspected");
         self.decide(&state, is_own, missing);
         // Standing by, it has to know nothing in a hurry: its turn begins with a message.
         let is_settled = self.gate.is_open() || !is_own;
