@@ -56,7 +56,7 @@ impl Message {
     }
 
     /// A span inside the one of the message.
-    pub(crate) fn span(&self, start: impl FnOnce() -> Start) -> Span {
+    pub(crate) fn span(&self, start: Start) -> Span {
         self.span.get().map(|span| span.child(start)).unwrap_or_default()
     }
 

@@ -6,7 +6,7 @@
 use async_nats::{HeaderMap, HeaderName};
 use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};
 use opentelemetry::trace::{SpanBuilder, SpanKind, Status, TraceContextExt, Tracer as _};
-use opentelemetry::{Context, KeyValue, StringValue, Value};
+use opentelemetry::{Context, KeyValue, StringValue};
 use opentelemetry_http::HeaderInjector;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::SdkTracer;
@@ -30,11 +30,10 @@ impl Tracer {
 
 /// How a span begins.
 pub(crate) struct Start {
-    pub(crate) name: String,
+    pub(crate) name: &'static str,
     pub(crate) kind: SpanKind,
     /// Now, unless something else is said.
     pub(crate) at: Option<SystemTime>,
-    pub(crate) attributes: Vec<KeyValue>,
 }
 
 /// A piece of work, from its beginning to its end.
@@ -44,28 +43,46 @@ pub(crate) struct Span(Option<Box<Open>>);
 struct Open {
     tracer: SdkTracer,
     context: Context,
+    /// Whether anything is recorded, so that there is something to say.
+    is_recorded: bool,
 }
 
 impl Span {
     fn begin(tracer: &SdkTracer, start: Start, parent: &Context) -> Self {
-        let Start { name, kind, at, attributes } = start;
-        let mut builder = SpanBuilder::from_name(name).with_kind(kind).with_attributes(attributes);
+        let Start { name, kind, at } = start;
+        let mut builder = SpanBuilder::from_name(name).with_kind(kind);
         builder.start_time = at;
-        let span = tracer.build_with_context(builder, parent);
-        Self(Some(Box::new(Open { tracer: tracer.clone(), context: parent.with_span(span) })))
+        let context = parent.with_span(tracer.build_with_context(builder, parent));
+        let is_recorded = context.span().is_recording();
+        Self(Some(Box::new(Open { tracer: tracer.clone(), context, is_recorded })))
     }
 
-    /// A span inside this one; `start` is not made where there is none.
-    pub(crate) fn child(&self, start: impl FnOnce() -> Start) -> Self {
+    /// A span inside this one. Where nothing is recorded it stands for this one.
+    pub(crate) fn child(&self, start: Start) -> Self {
         match &self.0 {
             None => Self::default(),
-            Some(open) => Self::begin(&open.tracer, start(), &open.context),
+            Some(open) if open.is_recorded => Self::begin(&open.tracer, start, &open.context),
+            Some(open) => {
+                let (tracer, context) = (open.tracer.clone(), open.context.clone());
+                Self(Some(Box::new(Open { tracer, context, is_recorded: false })))
+            }
         }
     }
 
-    /// Whether there is anything to say of it.
+    /// Adds what is known of it, which is not made where nothing is recorded.
+    pub(crate) fn describe(&self, attributes: impl FnOnce() -> Vec<KeyValue>) {
+        if let Some(open) = self.recorded() {
+            open.context.span().set_attributes(attributes());
+        }
+    }
+
+    /// Whether there is a trace that others may belong to.
     pub(crate) fn is_some(&self) -> bool {
         self.0.is_some()
+    }
+
+    fn recorded(&self) -> Option<&Open> {
+        self.0.as_deref().filter(|open| open.is_recorded)
     }
 
     /// Says to the one who is called that the call belongs to this span.
@@ -84,16 +101,9 @@ impl Span {
         }
     }
 
-    /// Adds what is known only at the end.
-    pub(crate) fn add(&self, key: &'static str, value: impl Into<Value>) {
-        if let Some(open) = &self.0 {
-            open.context.span().set_attribute(KeyValue::new(key, value));
-        }
-    }
-
     /// What went wrong: of which kind it is, and for a person.
     pub(crate) fn fail(&self, kind: impl Into<StringValue>, error: impl fmt::Display) {
-        if let Some(open) = &self.0 {
+        if let Some(open) = self.recorded() {
             let span = open.context.span();
             span.set_attribute(KeyValue::new("error.type", kind.into()));
             span.set_status(Status::error(error.to_string()));
@@ -102,7 +112,7 @@ impl Span {
 
     /// Ends it. One that is dropped ends as well.
     pub(crate) fn end(&self) {
-        if let Some(open) = &self.0 {
+        if let Some(open) = self.recorded() {
             open.context.span().end();
         }
     }

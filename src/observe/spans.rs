@@ -11,68 +11,67 @@ use opentelemetry::KeyValue;
 use opentelemetry::trace::SpanKind;
 use std::time::SystemTime;
 
-/// What became of a message.
-const OUTCOME: &str = "nats_webhook_relay.outcome";
+const PLUGIN: &str = "nats_webhook_relay.plugin";
 
 /// Begins or ends a span with an event, where there is one to begin or to end.
 pub(super) fn note(tracer: &Tracer, event: &Event<'_>) {
     match event {
         Event::Received(message) => {
-            let span = tracer.begin(process(message), &message.headers);
+            let start = Start { name: "process", kind: SpanKind::Consumer, at: None };
+            let span = tracer.begin(start, &message.headers);
+            span.describe(|| received(message));
             let _ = message.span.set(span);
         }
         Event::HookCalled { message, plugin, hook, elapsed } => {
             let at = SystemTime::now().checked_sub(*elapsed);
-            message.span(|| {
-                let attributes = vec![
-                    KeyValue::new("nats_webhook_relay.plugin", (*plugin).to_owned()),
-                    KeyValue::new("nats_webhook_relay.hook", *hook),
-                ];
-                Start { name: (*hook).to_owned(), kind: SpanKind::Internal, at, attributes }
+            let span = message.span(Start { name: hook, kind: SpanKind::Internal, at });
+            span.describe(|| {
+                let plugin = KeyValue::new(PLUGIN, (*plugin).to_owned());
+                vec![plugin, KeyValue::new("nats_webhook_relay.hook", *hook)]
             });
         }
-        Event::Relayed { message, relayed, steps } => {
-            if let Some(span) = message.span.get() {
-                let Steps { call, waited, .. } = steps;
-                span.add("nats_webhook_relay.relayed_subject", (*relayed).to_owned());
-                span.add("nats_webhook_relay.merged", call.merged as i64);
-                span.add("nats_webhook_relay.waited_ms", waited.as_millis() as i64);
-            }
-            end(message, "relayed");
-        }
-        Event::Rejected { message, plugin, reason, .. } => {
-            if let Some(span) = message.span.get() {
-                span.add("nats_webhook_relay.plugin", (*plugin).to_owned());
-                span.add("nats_webhook_relay.reason", (*reason).to_owned());
-            }
-            end(message, "rejected");
-        }
-        Event::GivenBack(message) => end(message, "given_back"),
+        Event::Relayed { message, relayed, steps } => end(message, "relayed", || {
+            let Steps { call, waited, .. } = steps;
+            let relayed = (*relayed).to_owned();
+            vec![
+                KeyValue::new("nats_webhook_relay.relayed_subject", relayed),
+                KeyValue::new("nats_webhook_relay.merged", call.merged as i64),
+                KeyValue::new("nats_webhook_relay.waited_ms", waited.as_millis() as i64),
+            ]
+        }),
+        Event::Rejected { message, plugin, reason, .. } => end(message, "rejected", || {
+            let reason = KeyValue::new("nats_webhook_relay.reason", (*reason).to_owned());
+            vec![KeyValue::new(PLUGIN, (*plugin).to_owned()), reason]
+        }),
+        Event::GivenBack(message) => end(message, "given_back", Vec::new),
         Event::Failed { message, reason, error } => {
             if let Some(span) = message.span.get() {
                 span.fail(*reason, error);
             }
-            end(message, "failed");
+            end(message, "failed", Vec::new);
         }
         _ => {}
     }
 }
 
-fn process(message: &Message) -> Start {
-    let attributes = vec![
+fn received(message: &Message) -> Vec<KeyValue> {
+    vec![
         KeyValue::new("messaging.system", "nats"),
         KeyValue::new("messaging.operation.type", "process"),
         KeyValue::new("messaging.operation.name", "process"),
         KeyValue::new("messaging.destination.name", message.subject.to_string()),
         KeyValue::new("messaging.message.id", message.id.to_string()),
         KeyValue::new("messaging.message.body.size", message.payload.len() as i64),
-    ];
-    Start { name: "process".to_owned(), kind: SpanKind::Consumer, at: None, attributes }
+    ]
 }
 
-fn end(message: &Message, outcome: &'static str) {
+fn end(message: &Message, outcome: &'static str, more: impl FnOnce() -> Vec<KeyValue>) {
     if let Some(span) = message.span.get() {
-        span.add(OUTCOME, outcome);
+        span.describe(|| {
+            let mut attributes = more();
+            attributes.push(KeyValue::new("nats_webhook_relay.outcome", outcome));
+            attributes
+        });
         span.end();
     }
 }

@@ -10,16 +10,16 @@ use opentelemetry::trace::SpanKind;
 /// Begins the span of republishing `message` as `relayed`, which says so to those who receive it
 /// where that leaves it within `limit` bytes.
 pub(super) fn begin(message: &Message, relayed: &mut Outbound, limit: usize) -> Span {
-    let span = message.span(|| {
-        let attributes = vec![
+    let span = message.span(Start { name: "publish", kind: SpanKind::Producer, at: None });
+    span.describe(|| {
+        vec![
             KeyValue::new("messaging.system", "nats"),
             KeyValue::new("messaging.operation.type", "send"),
             KeyValue::new("messaging.operation.name", "publish"),
             KeyValue::new("messaging.destination.name", relayed.subject.to_string()),
             KeyValue::new("messaging.message.id", message.id.to_string()),
             KeyValue::new("messaging.message.body.size", relayed.payload.len() as i64),
-        ];
-        Start { name: "publish".to_owned(), kind: SpanKind::Producer, at: None, attributes }
+        ]
     });
     if span.is_some() && relayed.size() + HEADER_BYTES <= limit {
         span.mark_message(&mut relayed.headers);

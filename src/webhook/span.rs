@@ -10,15 +10,15 @@ use opentelemetry::trace::SpanKind;
 
 /// Begins the span of the `attempt`-th call of `target` for `message`.
 pub(super) fn begin(message: &Message, target: &Target, attempt: u32) -> Span {
-    message.span(|| {
+    let span = message.span(Start { name: "POST", kind: SpanKind::Client, at: None });
+    span.describe(|| {
         let destination = &target.endpoint.destination;
-        let url = destination.url();
         let mut attributes = vec![
             KeyValue::new("http.request.method", "POST"),
             KeyValue::new("url.full", destination.to_string()),
             KeyValue::new("server.address", destination.host().to_owned()),
         ];
-        if let Some(port) = url.port_or_known_default() {
+        if let Some(port) = destination.url().port_or_known_default() {
             attributes.push(KeyValue::new("server.port", i64::from(port)));
         }
         if let Some((_, address)) = target.instance() {
@@ -28,15 +28,17 @@ pub(super) fn begin(message: &Message, target: &Target, attempt: u32) -> Span {
             let before = i64::from(attempt - 1);
             attributes.push(KeyValue::new("http.request.resend_count", before));
         }
-        Start { name: "POST".to_owned(), kind: SpanKind::Client, at: None, attributes }
-    })
+        attributes
+    });
+    span
 }
 
 /// Ends it with what came back.
 pub(super) fn end(span: &Span, answer: &Result<Answer, Unanswered>) {
     match answer {
         Ok(Answer { status, .. }) => {
-            span.add("http.response.status_code", i64::from(status.as_u16()));
+            let code = i64::from(status.as_u16());
+            span.describe(|| vec![KeyValue::new("http.response.status_code", code)]);
             if !status.is_success() {
                 span.fail(status.as_u16().to_string(), "");
             }
