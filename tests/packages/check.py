@@ -212,7 +212,8 @@ def chart():
 # --- containers
 
 def containers():
-    run("Dockerfile", "hadolint", "Dockerfile")
+    for dockerfile in ["Dockerfile", "examples/nextjs/Dockerfile"]:
+        run(dockerfile, "hadolint", dockerfile)
     run("compose.yaml", "check-jsonschema", "--builtin-schema", "vendor.compose-spec", "examples/compose/compose.yaml")
     compose = yaml.safe_load(pathlib.Path("examples/compose/compose.yaml").read_text())
     for name, service in compose["services"].items():
