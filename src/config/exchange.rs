@@ -16,7 +16,6 @@ use crate::serve::{self, From};
 use crate::subject::{self, Prefix};
 use crate::webhook::destination::Destination;
 use crate::webhook::proxy::Proxy;
-use percent_encoding::percent_decode_str;
 
 /// The most requests that anybody can have worked on at once.
 const MOST_IN_FLIGHT: usize = 65_536;
@@ -177,24 +176,13 @@ impl Reader<'_> {
     }
 
     fn gateway_headers(&mut self) -> async_nats::HeaderMap {
+        let pairs = self.pairs(&GATEWAY_HEADERS, |name, value| {
+            let name = name.parse::<async_nats::HeaderName>().ok()?;
+            let value = String::from_utf8(value).ok()?;
+            Some((name, value.parse::<async_nats::HeaderValue>().ok()?))
+        });
         let mut headers = async_nats::HeaderMap::new();
-        let text = self.text(&GATEWAY_HEADERS).unwrap_or_default();
-        let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
-        for (index, entry) in entries.enumerate() {
-            let parsed = entry.split_once('=').and_then(|(name, value)| {
-                let name = name.trim().parse::<async_nats::HeaderName>().ok()?;
-                let value = percent_decode_str(value.trim()).decode_utf8().ok()?;
-                Some((name, value.parse::<async_nats::HeaderValue>().ok()?))
-            });
-            match parsed {
-                Some((name, value)) => headers.append(name, value),
-                None => self.mistake(format!(
-                    "GATEWAY_HEADERS: expected name=value,name=value with percent-encoded values; \
-                     entry {} is not",
-                    index + 1
-                )),
-            }
-        }
+        pairs.into_iter().for_each(|(name, value)| headers.append(name, value));
         headers
     }
 }

@@ -6,6 +6,7 @@ use crate::config::context;
 use crate::config::environment::Environment;
 use crate::config::variables::Variable;
 use crate::subject::{self, Prefix};
+use percent_encoding::percent_decode_str;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -150,6 +151,31 @@ impl<'a> Reader<'a> {
             self.mistake(format!("{}: required; expected {expected}", variable.name));
         }
         value
+    }
+
+    /// What `parse` makes of each name and its decoded value; what it makes nothing of is a mistake.
+    pub(super) fn pairs<T>(
+        &mut self,
+        variable: &Variable,
+        parse: impl Fn(&str, Vec<u8>) -> Option<T>,
+    ) -> Vec<T> {
+        let (text, mut pairs) = (self.text(variable).unwrap_or_default(), Vec::new());
+        let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+        for (index, entry) in entries.enumerate() {
+            let pair = entry.split_once('=').and_then(|(name, value)| {
+                parse(name.trim(), percent_decode_str(value.trim()).collect())
+            });
+            match pair {
+                Some(pair) => pairs.push(pair),
+                None => self.mistake(format!(
+                    "{}: expected name=value,name=value with percent-encoded values; entry {} is \
+                     not",
+                    variable.name,
+                    index + 1
+                )),
+            }
+        }
+        pairs
     }
 
     /// False unless the variable says true.

@@ -14,11 +14,8 @@ use crate::config::variables::{
 use crate::otlp::{Batch, Settings, TIMEOUT};
 use crate::webhook::destination::Destination;
 use opentelemetry_sdk::trace::Sampler;
-use percent_encoding::percent_decode_str;
 use reqwest::header::{HeaderName, HeaderValue};
 use std::time::Duration;
-
-const PAIRS: &str = "name=value,name=value with percent-encoded values";
 
 impl Reader<'_> {
     /// `None` where no traces are to be exported.
@@ -33,7 +30,10 @@ impl Reader<'_> {
         let exporter = |text: &str| ["otlp", "none"].contains(&text).then(|| text == "none");
         let is_none = self.or(&OTEL_TRACES_EXPORTER, "otlp or none", exporter, false);
         let headers = self.pairs(&OTEL_EXPORTER_OTLP_TRACES_HEADERS, |name, value| {
-            HeaderName::from_bytes(name.as_bytes()).is_ok() && HeaderValue::from_str(value).is_ok()
+            let pair = text_pair(name, value)?;
+            let is_header = HeaderName::from_bytes(name.as_bytes()).is_ok()
+                && HeaderValue::from_str(&pair.1).is_ok();
+            is_header.then_some(pair)
         });
         // Platforms set the rest for all programs: it may be meant for others.
         let endpoint = whole.or(base).filter(|_| !is_off && !is_none)?;
@@ -51,7 +51,7 @@ impl Reader<'_> {
             is_compressed,
             certificates: Certificates { authorities, identity: None },
             service: self.text(&OTEL_SERVICE_NAME),
-            resource: self.pairs(&OTEL_RESOURCE_ATTRIBUTES, |_, _| true),
+            resource: self.pairs(&OTEL_RESOURCE_ATTRIBUTES, text_pair),
             sampler: self.sampler(),
             batch: Batch {
                 delay: self.milliseconds(&OTEL_BSP_SCHEDULE_DELAY),
@@ -86,28 +86,9 @@ impl Reader<'_> {
     fn count(&mut self, variable: &Variable) -> Option<usize> {
         self.optional(variable, "a number from 1 to 1000000", number(1..=1_000_000))
     }
+}
 
-    fn pairs(
-        &mut self,
-        variable: &Variable,
-        is_good: impl Fn(&str, &str) -> bool,
-    ) -> Vec<(String, String)> {
-        let Some(text) = self.text(variable) else { return Vec::new() };
-        let mut pairs = Vec::new();
-        let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
-        for (index, entry) in entries.enumerate() {
-            let pair = entry.split_once('=').and_then(|(name, value)| {
-                let value = percent_decode_str(value.trim()).decode_utf8().ok()?;
-                Some((name.trim().to_owned(), value.into_owned()))
-            });
-            match pair.filter(|(name, value)| !name.is_empty() && is_good(name, value)) {
-                Some(pair) => pairs.push(pair),
-                None => {
-                    let name = variable.name;
-                    self.mistake(format!("{name}: expected {PAIRS}; entry {} is not", index + 1));
-                }
-            }
-        }
-        pairs
-    }
+fn text_pair(name: &str, value: Vec<u8>) -> Option<(String, String)> {
+    let pair = (name.to_owned(), String::from_utf8(value).ok()?);
+    (!name.is_empty()).then_some(pair)
 }

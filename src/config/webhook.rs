@@ -16,7 +16,6 @@ use crate::webhook::rate::Rate;
 use crate::webhook::resolve::{self, INTERVAL};
 use crate::webhook::signature::Keys;
 use crate::webhook::{self, MAX_ATTEMPTS, MOST_ATTEMPTS, TIMEOUT};
-use percent_encoding::percent_decode_str;
 use reqwest::StatusCode;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 
@@ -164,33 +163,19 @@ impl Reader<'_> {
     }
 
     fn webhook_headers(&mut self) -> HeaderMap {
-        const EXPECTED: &str = "name=value,name=value with percent-encoded values";
+        let pairs = self.pairs(&WEBHOOK_HEADERS, |name, value| {
+            let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+            Some((name, HeaderValue::from_bytes(&value).ok()?))
+        });
         let mut map = HeaderMap::new();
-        let Some(text) = self.text(&WEBHOOK_HEADERS) else { return map };
-        let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
-        for (index, entry) in entries.enumerate() {
-            match header(entry) {
-                None => self.mistake(format!(
-                    "WEBHOOK_HEADERS: expected {EXPECTED}; entry {} is not",
-                    index + 1
-                )),
-                Some((name, _)) if headers::is_framing(&name) || headers::is_ours(&name) => {
-                    self.mistake(format!("WEBHOOK_HEADERS: {name} is set by the relay itself"));
-                }
-                Some((name, mut value)) => {
-                    value.set_sensitive(true);
-                    map.append(name, value);
-                }
+        for (name, mut value) in pairs {
+            if headers::is_framing(&name) || headers::is_ours(&name) {
+                self.mistake(format!("WEBHOOK_HEADERS: {name} is set by the relay itself"));
+            } else {
+                value.set_sensitive(true);
+                map.append(name, value);
             }
         }
         map
     }
-}
-
-/// A header as `name=value`.
-fn header(entry: &str) -> Option<(HeaderName, HeaderValue)> {
-    let (name, value) = entry.split_once('=')?;
-    let name = HeaderName::from_bytes(name.trim().as_bytes()).ok()?;
-    let value = percent_decode_str(value.trim()).collect::<Vec<_>>();
-    Some((name, HeaderValue::from_bytes(&value).ok()?))
 }
