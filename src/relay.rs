@@ -267,7 +267,7 @@ impl Relay {
     /// Publishes what every destination has accepted, until it is confirmed.
     async fn republish(&self, accepted: Accepted) -> Result<Confirmed, PublishFailure> {
         let (message, mut relayed) = accepted.into_relayed();
-        let span = span::begin(&message, &mut relayed, self.link.max_payload());
+        let span = span::begin(&message, &mut relayed, || self.link.max_payload());
         // Boxed, so that a message that waits is small.
         let published = Box::pin(self.publisher.publish(relayed)).await;
         span::end(&span, &published);

@@ -36,6 +36,23 @@ pub(crate) struct Start {
     pub(crate) at: Option<SystemTime>,
 }
 
+/// What an operation on a message is, by the semantic conventions for messaging (version 1.38).
+pub(crate) fn messaging(
+    (kind, name): (&'static str, &'static str),
+    subject: &str,
+    id: &str,
+    payload: &[u8],
+) -> Vec<KeyValue> {
+    vec![
+        KeyValue::new("messaging.system", "nats"),
+        KeyValue::new("messaging.operation.type", kind),
+        KeyValue::new("messaging.operation.name", name),
+        KeyValue::new("messaging.destination.name", subject.to_owned()),
+        KeyValue::new("messaging.message.id", id.to_owned()),
+        KeyValue::new("messaging.message.body.size", payload.len() as i64),
+    ]
+}
+
 /// A piece of work, from its beginning to its end.
 #[derive(Default)]
 pub(crate) struct Span(Option<Box<Open>>);

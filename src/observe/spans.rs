@@ -6,7 +6,7 @@
 
 use crate::message::Message;
 use crate::observe::event::{Event, Steps};
-use crate::trace::{Start, Tracer};
+use crate::trace::{Start, Tracer, messaging};
 use opentelemetry::KeyValue;
 use opentelemetry::trace::SpanKind;
 use std::time::SystemTime;
@@ -19,7 +19,8 @@ pub(super) fn note(tracer: &Tracer, event: &Event<'_>) {
         Event::Received(message) => {
             let start = Start { name: "process", kind: SpanKind::Consumer, at: None };
             let span = tracer.begin(start, &message.headers);
-            span.describe(|| received(message));
+            let Message { subject, id, payload, .. } = message;
+            span.describe(|| messaging(("process", "process"), subject, id.as_str(), payload));
             let _ = message.span.set(span);
         }
         Event::HookCalled { message, plugin, hook, elapsed } => {
@@ -52,17 +53,6 @@ pub(super) fn note(tracer: &Tracer, event: &Event<'_>) {
         }
         _ => {}
     }
-}
-
-fn received(message: &Message) -> Vec<KeyValue> {
-    vec![
-        KeyValue::new("messaging.system", "nats"),
-        KeyValue::new("messaging.operation.type", "process"),
-        KeyValue::new("messaging.operation.name", "process"),
-        KeyValue::new("messaging.destination.name", message.subject.to_string()),
-        KeyValue::new("messaging.message.id", message.id.to_string()),
-        KeyValue::new("messaging.message.body.size", message.payload.len() as i64),
-    ]
 }
 
 fn end(message: &Message, outcome: &'static str, more: impl FnOnce() -> Vec<KeyValue>) {

@@ -3,25 +3,22 @@
 
 use crate::message::{Message, Outbound};
 use crate::nats::publisher::{Confirmed, PublishFailure};
-use crate::trace::{HEADER_BYTES, Span, Start};
-use opentelemetry::KeyValue;
+use crate::trace::{HEADER_BYTES, Span, Start, messaging};
 use opentelemetry::trace::SpanKind;
 
 /// Begins the span of republishing `message` as `relayed`, which says so to those who receive it
-/// where that leaves it within `limit` bytes.
-pub(super) fn begin(message: &Message, relayed: &mut Outbound, limit: usize) -> Span {
+/// where that leaves it within `limit` bytes, which is not asked for without a trace.
+pub(super) fn begin(
+    message: &Message,
+    relayed: &mut Outbound,
+    limit: impl FnOnce() -> usize,
+) -> Span {
     let span = message.span(Start { name: "publish", kind: SpanKind::Producer, at: None });
     span.describe(|| {
-        vec![
-            KeyValue::new("messaging.system", "nats"),
-            KeyValue::new("messaging.operation.type", "send"),
-            KeyValue::new("messaging.operation.name", "publish"),
-            KeyValue::new("messaging.destination.name", relayed.subject.to_string()),
-            KeyValue::new("messaging.message.id", message.id.to_string()),
-            KeyValue::new("messaging.message.body.size", relayed.payload.len() as i64),
-        ]
+        let Outbound { subject, payload, .. } = &*relayed;
+        messaging(("send", "publish"), subject, message.id.as_str(), payload)
     });
-    if span.is_some() && relayed.size() + HEADER_BYTES <= limit {
+    if span.is_some() && relayed.size() + HEADER_BYTES <= limit() {
         span.mark_message(&mut relayed.headers);
     }
     span
