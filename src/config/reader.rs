@@ -153,7 +153,7 @@ impl<'a> Reader<'a> {
         value
     }
 
-    /// What `parse` makes of each name and its decoded value; what it makes nothing of is a mistake.
+    /// What `parse` makes of each name and its decoded value; the others are mistakes.
     pub(super) fn pairs<T>(
         &mut self,
         variable: &Variable,
